@@ -1,0 +1,6 @@
+//! One pod's network: its names, what it needs, and making it so.
+
+pub mod kernel;
+pub mod names;
+pub mod plan;
+pub mod remove;
