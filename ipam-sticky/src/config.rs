@@ -10,7 +10,11 @@ use crate::{
 use cni::{Error, NetConf, Route, Version};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Where the state of all networks is kept unless `dataDir` says otherwise.
 pub const DATA_DIR: &str = "/var/lib/cni/ipam-sticky";
@@ -54,7 +58,7 @@ impl Place {
     #[must_use]
     pub fn new(network: &str, data_dir: PathBuf) -> Self {
         let mut host_local = vec![data_dir.join(network)];
-        if data_dir == DATA_DIR {
+        if data_dir == Path::new(DATA_DIR) {
             host_local = vec![PathBuf::from(HOST_LOCAL_DIR).join(network)];
         }
         Self {
