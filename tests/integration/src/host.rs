@@ -327,7 +327,10 @@ impl Drop for Host {
 /// A program that runs until it is stopped. Dropping the handle stops nothing: the host's end does.
 #[derive(Debug)]
 pub struct Daemon {
-    child: Child,
+    /// The waiting `rig enter-pid`; the daemon itself is its only child, and has asked to die with it.
+    process: Process,
+    /// Present when this run of the program started it.
+    child: Option<Child>,
     line: String,
     log: PathBuf,
 }
@@ -347,20 +350,31 @@ impl Daemon {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start `{line}`"))?;
-        Ok(Self { child, line, log: log.to_owned() })
+        let process = Process::find(child.id().cast_signed())?;
+        Ok(Self { process, child: Some(child), line, log: log.to_owned() })
     }
 
-    /// The process that `rig` must kill to stop it: the waiting `rig enter-pid`.
-    pub fn process(&self) -> Result<Process> {
-        Process::find(self.child.id().cast_signed())
+    /// A daemon that another run of `rig` started.
+    pub fn found(process: Process, log: PathBuf) -> Self {
+        Self { line: crate::proc::command_line(process.pid), process, child: None, log }
+    }
+
+    /// What to write down to find it again.
+    pub fn process(&self) -> Process {
+        self.process
+    }
+
+    /// Where its output goes.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Fails, with the end of its log, when the daemon has ended.
-    pub fn check_alive(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("`{}` ended with {status}; its log ends:\n{}", self.line, self.log_end()),
+    pub fn check_alive(&self) -> Result<()> {
+        if self.process.alive() {
+            return Ok(());
         }
+        bail!("`{}` has ended; its log ends:\n{}", self.line, self.log_end())
     }
 
     /// The last lines that it said.
@@ -370,22 +384,29 @@ impl Daemon {
 
     /// SIGKILL, and wait for the end.
     pub fn kill(&mut self) -> Result<()> {
-        // The daemon has asked to die with its waiting parent, which is our child.
-        let daemons = self.process().map(|p| p.children()).unwrap_or_default();
-        self.child.kill()?;
-        self.child.wait()?;
-        wait_until(&format!("the end of `{}`", self.line), POWER_LIMIT, || daemons.iter().all(|p| !p.alive()))
+        self.end(Signal::SIGKILL)
     }
 
     /// SIGTERM, and wait for the end.
     pub fn terminate(&mut self) -> Result<()> {
-        for daemon in self.process().map(|p| p.children()).unwrap_or_default() {
-            daemon.signal(Signal::SIGTERM);
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<()> {
+        let daemons = self.process.children();
+        for daemon in &daemons {
+            daemon.signal(signal);
         }
-        wait_for(&format!("the end of `{}` after SIGTERM", self.line), POWER_LIMIT, || {
-            Ok(self.child.try_wait()?)
-        })
-        .map(drop)
+        wait_until(&format!("the end of `{}` after {signal}", self.line), POWER_LIMIT, || {
+            daemons.iter().all(|daemon| !daemon.alive()) && !self.process.alive()
+        })?;
+        self.reap()
+    }
+
+    /// Takes note of the end of a daemon that something else ended.
+    pub fn reap(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        wait_for(&format!("the end of `{}`", self.line), POWER_LIMIT, || Ok(child.try_wait()?)).map(drop)
     }
 }
 

@@ -6,6 +6,7 @@
 //! * [`host`] is a machine made of namespaces: own network, mounts, processes and disk directory;
 //! * [`link`] joins two hosts by a cable;
 //! * [`cnitool`] and [`plugin`] call CNI plugins in a host, as a runtime would;
+//! * [`node`] is a host with a real [`containerd`] and [`kubelet`], running pods from our own [`images`];
 //! * [`leaks`] fails a test that leaves anything behind on the real machine.
 //!
 //! Start with `docs/rig.md`.
@@ -18,13 +19,17 @@
 )]
 
 pub mod cnitool;
+pub mod containerd;
 pub mod enter;
 pub mod exec;
 pub mod go;
 pub mod host;
 pub mod host_init;
+pub mod images;
+pub mod kubelet;
 pub mod leaks;
 pub mod link;
+pub mod node;
 pub mod plugin;
 pub mod proc;
 pub mod tools;

@@ -33,7 +33,7 @@ fn a_reboot_loses_all_but_the_disk() {
     host.write("/run/lost", "r").unwrap();
     host.add_netns("pod").unwrap();
     host.sh("ip link add d0 type bridge").unwrap();
-    let mut daemon =
+    let daemon =
         host.spawn(host.command("sleep").unwrap().arg("1000"), &host.spec().disk.join("sleep.log")).unwrap();
     daemon.check_alive().unwrap();
 
