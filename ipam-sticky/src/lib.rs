@@ -1,6 +1,7 @@
 //! Sticky IPAM: a CNI IPAM plugin that keeps each pod's addresses bound to its name, on the node's own disk.
 pub mod address;
 pub mod allocate;
+pub mod audit;
 pub mod command;
 pub mod config;
 pub mod disk;

@@ -22,6 +22,7 @@ use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table,
     TableDefinition, WriteTransaction,
 };
+use std::collections::BTreeMap;
 
 const BINDINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("bindings");
 const ADDRESSES: TableDefinition<u128, &str> = TableDefinition::new("addresses");
@@ -35,12 +36,22 @@ const META: TableDefinition<&str, u128> = TableDefinition::new("meta");
 pub const SCHEMA: u128 = 1;
 
 /// Which of the indexes by sequence a binding is in.
-fn order(binding: &Binding) -> Option<(bool, u64)> {
+pub(crate) fn place(binding: &Binding) -> Option<(bool, u64)> {
     binding.pins.is_empty().then_some((binding.owner.is_some(), binding.sequence))
 }
 
 fn owner_key(at: &Attachment) -> String {
     format!("{}/{}", at.container, at.ifname)
+}
+
+/// What the tables beside `bindings` say, all of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Indexes {
+    pub addresses: BTreeMap<u128, String>,
+    pub runs: BTreeMap<u128, u128>,
+    pub idle: BTreeMap<u64, String>,
+    pub active: BTreeMap<u64, String>,
+    pub owners: BTreeMap<String, String>,
 }
 
 /// A snapshot of the state.
@@ -69,6 +80,29 @@ impl Snapshot {
     /// When it cannot be read.
     pub fn last_note(&self) -> Result<Option<u128>, Fault> {
         self.meta("note")
+    }
+
+    pub(crate) fn indexes(&self) -> Result<Indexes, Fault> {
+        let mut all = Indexes::default();
+        for entry in self.0.open_table(ADDRESSES)?.iter()? {
+            let (address, key) = entry?;
+            all.addresses.insert(address.value(), key.value().into());
+        }
+        for entry in self.0.open_table(RUNS)?.iter()? {
+            let (first, last) = entry?;
+            all.runs.insert(first.value(), last.value());
+        }
+        for (table, order) in [(IDLE, &mut all.idle), (ACTIVE, &mut all.active)] {
+            for entry in self.0.open_table(table)?.iter()? {
+                let (sequence, key) = entry?;
+                order.insert(sequence.value(), key.value().into());
+            }
+        }
+        for entry in self.0.open_table(OWNERS)?.iter()? {
+            let (owner, key) = entry?;
+            all.owners.insert(owner.value().into(), key.value().into());
+        }
+        Ok(all)
     }
 
     fn meta(&self, name: &str) -> Result<Option<u128>, Fault> {
@@ -218,7 +252,7 @@ fn held(binding: Option<&Binding>) -> Vec<Address> {
     binding.map(Binding::held).unwrap_or_default()
 }
 
-fn owner_keys(key: &Key, binding: Option<&Binding>) -> Vec<String> {
+pub(crate) fn owner_keys(key: &Key, binding: Option<&Binding>) -> Vec<String> {
     let Some(binding) = binding else { return Vec::new() };
     let ifname = key.identity().ifname().to_owned();
     let at = |container: &str| Attachment { container: container.into(), ifname: ifname.clone() };
@@ -234,7 +268,7 @@ impl<'t> Writer<'t> {
         for owner in without(owner_keys(key, old), &owner_keys(key, new)) {
             self.owners.remove(owner.as_str())?;
         }
-        let (old_order, new_order) = (old.and_then(order), new.and_then(order));
+        let (old_order, new_order) = (old.and_then(place), new.and_then(place));
         if let Some((active, sequence)) = old_order.filter(|_| old_order != new_order) {
             self.order(active).remove(sequence)?;
         }
@@ -256,7 +290,7 @@ impl<'t> Writer<'t> {
         for owner in without(owner_keys(key, new), &owner_keys(key, old)) {
             self.owners.insert(owner.as_str(), key.as_str())?;
         }
-        let (old_order, new_order) = (old.and_then(order), order(binding));
+        let (old_order, new_order) = (old.and_then(place), place(binding));
         if let Some((active, sequence)) = new_order.filter(|_| old_order != new_order) {
             self.order(active).insert(sequence, key.as_str())?;
         }
