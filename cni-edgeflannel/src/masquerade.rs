@@ -4,7 +4,11 @@
 //! One base chain per network in our table, no rule per pod. A chain of its own for each network, rather than
 //! one that jumps to them, leaves nothing that two ADDs at once could put in twice.
 
-use crate::nft::{Chain, Hook, Match, Rule, Verdict};
+use crate::{
+    config::{Config, Ranges},
+    nft::{Chain, Hook, Match, Rule, Verdict},
+    subnet_env::{SubnetEnv, without_host},
+};
 use cni::NetworkName;
 use ipnetwork::IpNetwork;
 
@@ -23,6 +27,31 @@ pub fn chain_name(network: &NetworkName) -> String {
     }
     let [a, b, c, d]: [u8; 4] = crate::mac::first_bytes(name.as_bytes());
     format!("masquerade-{}-{a:02x}{b:02x}{c:02x}{d:02x}", &name[..NAME_MAX])
+}
+
+/// The rules of a network, if its configuration wants any; `addresses` are one pod's. They are for all subnets
+/// that pods of this network may be in, so that pods of different ranges want the same rules.
+#[must_use]
+pub fn of_network(
+    network: &NetworkName,
+    config: &Config,
+    subnet: Option<&SubnetEnv>,
+    addresses: &[IpNetwork],
+) -> Option<Chain> {
+    if !config.masquerade(subnet.map(|subnet| subnet.ip_masq)) {
+        return None;
+    }
+    let mut subnets = match (&config.ipam.ranges, subnet) {
+        (_, Some(subnet)) => subnet.subnets.clone(),
+        (Ranges::Inline(subnets), None) => subnets.clone(),
+        (Ranges::SubnetFile(_), None) => Vec::new(),
+    };
+    for own in addresses.iter().copied().map(without_host) {
+        if !subnets.iter().any(|net| net.contains(own.ip()) && net.prefix() <= own.prefix()) {
+            subnets.push(own);
+        }
+    }
+    Some(wanted(network, &subnets, subnet.map_or(&[], |subnet| &subnet.networks)))
 }
 
 /// The rules for pods of `subnets`, which see each other and the cluster's `networks` under their own address,

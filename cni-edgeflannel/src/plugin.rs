@@ -5,6 +5,7 @@ use crate::{
     ipam,
     netns::Netns,
     pod::{
+        check::{self, Drift, Expected},
         kernel::{self, Kernel},
         plan::{self, Refusal, SeenBridge, Subject, Wanted},
         remove,
@@ -14,6 +15,9 @@ use crate::{
 use cni::{Attachment, AttachmentId, Call, Delegate, Error, Plugin, Success};
 use log::warn;
 use std::{borrow::Cow, fs, future::Future, io, path::Path};
+
+/// Error code of CHECK for what is missing or not as it was made.
+const DRIFT: u32 = 102;
 
 /// The plugin.
 #[derive(Debug)]
@@ -77,9 +81,23 @@ impl Plugin for Edgeflannel {
         deleted.and(released)
     }
 
-    fn check(&self, call: &Call, _at: &Attachment, _netns: &Path) -> Result<(), Error> {
+    fn check(&self, call: &Call, at: &Attachment, netns: &Path) -> Result<(), Error> {
         start_log(call)?;
-        Ok(())
+        let config = Config::new(&call.conf, Some(at))?;
+        let subnet = ipam::node_subnet(&config)?;
+        let of = Subject { network: &call.conf.name, at: &at.id, netns };
+        let result = call.conf.prev_result.clone().unwrap_or_default();
+        let expected = Expected::new(of, &config, subnet.as_ref(), &result);
+        let observed = run(async {
+            let kernel = Kernel::open(open_netns(netns)?).map_err(refused)?;
+            kernel.observe(&expected).await.map_err(refused)
+        })?;
+        let drift: Vec<String> = check::drift(&expected, &observed).iter().map(Drift::to_string).collect();
+        if !drift.is_empty() {
+            return Err(Error::plugin(DRIFT, drift.join("; ")));
+        }
+        let ipam = Ipam::find(call, &config, subnet.as_ref())?;
+        ipam.delegate.check(&ipam.stdin)
     }
 
     fn gc(&self, call: &Call, valid: Option<&[AttachmentId]>) -> Result<(), Error> {

@@ -2,7 +2,10 @@
 //!
 //! Everything that can be decided has been decided in `plan`; here is one line per step.
 
-use super::plan::{Former, Seen, SeenBridge, Step, Undo, Wanted, undo};
+use super::{
+    check::{Expected, Observed},
+    plan::{Former, Seen, SeenBridge, Step, Undo, Wanted, undo},
+};
 use crate::{
     mac::Mac,
     netlink::{self, Kind, Link, Netlink},
@@ -146,6 +149,45 @@ impl Kernel {
         let name =
             self.node.link_at(port).await.ok().flatten().map_or_else(|| port.to_string(), |link| link.name);
         Error(format!("the hardware address {mac} that was asked for is in use behind {name}"))
+    }
+
+    /// Everything that CHECK compares.
+    ///
+    /// # Errors
+    /// When the kernel refuses to say.
+    pub async fn observe(&self, expected: &Expected) -> Result<Observed, Error> {
+        let pod = self.pod.link(&expected.pod.0).await?;
+        let (mut addresses, mut routes) = (Vec::new(), Vec::new());
+        if let Some(pod) = &pod {
+            addresses =
+                self.pod.addresses(pod.index).await?.into_iter().map(|address| address.cidr).collect();
+            for v4 in [true, false] {
+                if expected.addresses.iter().any(|cidr| cidr.is_ipv4() == v4) {
+                    routes.extend(self.pod.routes(pod.index, v4).await?);
+                }
+            }
+        }
+        let rules = match &expected.masquerade {
+            Some(chain) => Nft::open()
+                .and_then(|nft| nft.rules(&chain.name))
+                .map_err(|e| Error(format!("read nftables rules: {e}")))?,
+            None => Vec::new(),
+        };
+        let mut unset = Vec::new();
+        for sysctl in &expected.forwarding {
+            if !sysctl.holds()? {
+                unset.push(sysctl.clone());
+            }
+        }
+        Ok(Observed {
+            bridge: self.see_bridge(&expected.bridge.0).await?,
+            host: self.node.link(&expected.host).await?,
+            pod,
+            addresses,
+            routes,
+            rules,
+            unset,
+        })
     }
 
     /// Carries out the steps. When one fails, those before it are taken back, last first.

@@ -1,5 +1,6 @@
 //! One pod's network: its names, what it needs, and making it so.
 
+pub mod check;
 pub mod kernel;
 pub mod names;
 pub mod plan;

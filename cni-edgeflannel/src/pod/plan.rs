@@ -13,7 +13,7 @@ use crate::{
     masquerade,
     netlink::{Address, NewBridge, NewVeth, Port},
     nft::Chain,
-    subnet_env::{SubnetEnv, without_host},
+    subnet_env::SubnetEnv,
     sysctl::Sysctl,
 };
 use cni::{AttachmentId, Interface, NetworkName, Route, Success};
@@ -54,6 +54,8 @@ pub struct Wanted {
     pub masquerade: Option<Chain>,
     /// The name of the chain they are in, whether wanted or not.
     pub masquerade_chain: String,
+    /// Settings of the node.
+    pub forwarding: Vec<Sysctl>,
     /// What the runtime is told.
     pub result: Success,
 }
@@ -240,6 +242,7 @@ impl Wanted {
             routes: routes.iter().map(|(told, _)| told.clone()).collect(),
             dns: config.dns.clone().unwrap_or_else(|| ipam.dns.clone()),
         };
+        let addresses: Vec<IpNetwork> = ips.iter().map(|ip| ip.address).collect();
         Ok(Self {
             bridge: NewBridge {
                 name: bridge_name,
@@ -254,29 +257,17 @@ impl Wanted {
             hairpin: config.hairpin,
             isolated: config.isolated,
             mac_asked: config.mac.is_some(),
-            addresses: ips.iter().map(|ip| ip.address).collect(),
             routes: routes.into_iter().map(|(_, made)| made).collect(),
-            masquerade: rules(of.network, config, subnet, &ips),
+            masquerade: masquerade::of_network(of.network, config, subnet, &addresses),
+            forwarding: forwarding(config.gateway, &addresses),
             masquerade_chain: masquerade::chain_name(of.network),
+            addresses,
             result,
         })
     }
 
     fn has(&self, v4: bool) -> bool {
         self.addresses.iter().any(|cidr| cidr.is_ipv4() == v4)
-    }
-
-    /// Settings of the node without which the pods' packets go nowhere.
-    #[must_use]
-    pub fn forwarding(&self) -> Vec<Sysctl> {
-        let mut settings = Vec::new();
-        if !self.gateways.is_empty() && self.has(true) {
-            settings.push(Sysctl::new("net/ipv4/ip_forward", "1"));
-        }
-        if !self.gateways.is_empty() && self.has(false) {
-            settings.push(Sysctl::new("net/ipv6/conf/all/forwarding", "1"));
-        }
-        settings
     }
 
     /// Settings of a bridge that has just been made: pods must not configure the node by router
@@ -319,7 +310,7 @@ impl Wanted {
 /// [`Refusal::OtherGateway`].
 pub fn steps(wanted: &Wanted, seen: &Seen) -> Result<Vec<Step>, Refusal> {
     let mut steps = bridge_steps(wanted, seen.bridge.as_ref())?;
-    steps.extend(wanted.forwarding().into_iter().map(Step::NodeSysctl));
+    steps.extend(wanted.forwarding.iter().cloned().map(Step::NodeSysctl));
     match &wanted.masquerade {
         Some(chain) if !masquerade::holds(chain, &seen.rules) => steps.push(Step::Masquerade(chain.clone())),
         None if !seen.rules.is_empty() => steps.push(Step::NoMasquerade(wanted.masquerade_chain.clone())),
@@ -482,28 +473,19 @@ fn everything(v4: bool) -> IpNetwork {
     IpNetwork::new(any, 0).unwrap_or_else(|_| IpNetwork::from(any))
 }
 
-/// The masquerading rules, for all subnets that pods of this network may be in, so that pods of different ranges
-/// want the same rules.
-fn rules(
-    network: &NetworkName,
-    config: &Config,
-    subnet: Option<&SubnetEnv>,
-    ips: &[cni::Ip],
-) -> Option<Chain> {
-    if !config.masquerade(subnet.map(|subnet| subnet.ip_masq)) {
-        return None;
+/// Settings of the node without which the packets of pods with these addresses go nowhere.
+#[must_use]
+pub fn forwarding(gateway: bool, addresses: &[IpNetwork]) -> Vec<Sysctl> {
+    let has = |v4: bool| gateway && addresses.iter().any(|cidr| cidr.is_ipv4() == v4);
+    let mut settings = Vec::new();
+    if has(true) {
+        settings.push(Sysctl::new("net/ipv4/ip_forward", "1"));
     }
-    let mut subnets = match (&config.ipam.ranges, subnet) {
-        (_, Some(subnet)) => subnet.subnets.clone(),
-        (crate::config::Ranges::Inline(subnets), None) => subnets.clone(),
-        (crate::config::Ranges::SubnetFile(_), None) => Vec::new(),
-    };
-    for ip in ips {
-        let own = without_host(ip.address);
-        if !subnets.iter().any(|net| net.contains(own.ip()) && net.prefix() <= own.prefix()) {
-            subnets.push(own);
-        }
+    if has(false) {
+        settings.push(Sysctl::new("net/ipv6/conf/all/forwarding", "1"));
     }
-    let networks = subnet.map(|subnet| subnet.networks.clone()).unwrap_or_default();
-    Some(masquerade::wanted(network, &subnets, &networks))
+    settings
 }
+
+#[cfg(test)]
+mod tests;
