@@ -10,15 +10,15 @@ use cni::Route;
 use futures_util::StreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
-        InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope},
@@ -86,6 +86,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// The kernel's work queue has noticed that it has a carrier (`IF_OPER_UP`).
+    pub operational: bool,
     /// Asked to be promiscuous (by a person or by us, not by the kernel).
     pub promiscuous: bool,
     /// What kind of device.
@@ -377,16 +379,18 @@ impl Netlink {
         self.change(Message::DelAddress(message), || format!("delete address {cidr} of device {index}")).await
     }
 
-    /// Adds a route through a device.
+    /// Adds a route through a device, after those that are there: when a pod's second interface has the default route
+    /// too, the first interface keeps it.
     ///
     /// # Errors
-    /// When the kernel refuses; [`Error::is_there`] when there is one to this destination.
+    /// When the kernel refuses; [`Error::is_there`] when this very route is there.
     pub async fn add_route(&self, index: u32, route: &Route) -> Result<(), Error> {
         let what = || match route.gw {
             Some(gw) => format!("add route {} via {gw}", route.dst),
             None => format!("add route {}", route.dst),
         };
-        self.create(Message::NewRoute(route_message(index, route)), what).await
+        let message = Message::NewRoute(route_message(index, route));
+        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND, what).await.map(drop)
     }
 
     /// The routes of one family through a device, in all tables but `local`.
@@ -578,6 +582,7 @@ fn read_link(message: &Message) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
+        operational: false,
         promiscuous: flags.contains(LinkFlags::Promisc),
         kind: Kind::Other,
         peer: None,
@@ -590,6 +595,7 @@ fn read_link(message: &Message) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => link.mac = Mac::from_bytes(bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::OperState(state) => link.operational = *state == State::Up,
             LinkAttribute::Link(index) => link.peer = Some(*index),
             LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
