@@ -314,6 +314,7 @@ mod tests {
             mac: None,
             mtu: 1450,
             up: true,
+            operational: true,
             promiscuous: false,
             kind: Kind::Veth,
             peer: None,

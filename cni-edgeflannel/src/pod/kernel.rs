@@ -280,12 +280,14 @@ impl Kernel {
     }
 
     /// Until then a frame from the pod is dropped, the announcement of its addresses first of all. What a chained
-    /// plugin or the container does next finds the way open.
+    /// plugin or the container does next finds the way open. A fresh port counts as forwarding until the kernel's
+    /// work queue finds that the other end was not up yet, and again once it finds that it is: hence both.
     async fn wait_until_forwarding(&self, host: u32) -> Result<(), Error> {
         const STEP: Duration = Duration::from_micros(100);
         let mut waited = Duration::ZERO;
         while waited < FORWARDING_LIMIT {
-            if self.node.link_at(host).await?.and_then(|link| link.port).is_some_and(|port| port.forwarding) {
+            let link = self.node.link_at(host).await?;
+            if link.is_some_and(|link| link.operational && link.port.is_some_and(|port| port.forwarding)) {
                 debug!("forwarding after {waited:?}");
                 return Ok(());
             }
