@@ -3,7 +3,13 @@
 //!
 //! Nothing is mounted or named, so nothing can be left behind: the namespaces go with the test, also when it panics.
 
-#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; a test fails by panicking")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each test file uses its part; a test fails by panicking"
+)]
 
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
