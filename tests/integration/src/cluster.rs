@@ -412,6 +412,7 @@ impl Drop for Cluster {
         }
         if std::thread::panicking() {
             eprintln!("the control plane's logs end:\n{}", self.control_plane.daemons.log_ends());
+            self.nodes.values().for_each(Node::show_logs);
         }
         if let Err(error) = self.remove() {
             leaks::complain(&format!("the cluster could not be removed: {error:#}"));

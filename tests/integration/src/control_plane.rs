@@ -3,7 +3,7 @@
 use crate::daemons::Daemons;
 use crate::exec::{COMMAND_LIMIT, run, wait_for};
 use crate::host::Host;
-use crate::pki::{Authority, Usage, kubeconfig, service_account_keys};
+use crate::pki::{Authority, Subject, Usage, kubeconfig, service_account_keys};
 use crate::tools;
 use crate::topology::{CLOUD, POD_CIDR, SERVICE_CIDR, Site};
 use anyhow::{Context, Result, ensure};
@@ -37,15 +37,13 @@ impl ControlPlane {
     pub fn make_certificates(&self, sites: &[Site]) -> Result<()> {
         let pki = self.pki();
         fs::create_dir_all(&pki)?;
-        let (ca, front) = (Authority::new("rig-ca")?, Authority::new("rig-front-ca")?);
-        ca.write(&pki, "ca")?;
-        front.write(&pki, "front-ca")?;
+        let (ca, front) = (Authority::new(&pki, "ca")?, Authority::new(&pki, "front-ca")?);
         service_account_keys(&pki)?;
         let cloud = CLOUD.to_string();
         let api_names = [&cloud, "127.0.0.1", "10.96.0.1", "localhost", "kubernetes", "kubernetes.default"];
         let api_names = [&api_names[..], &["kubernetes.default.svc"]].concat();
-        ca.leaf(&pki, "apiserver", ("kube-apiserver", None), Usage::Server, &api_names)?;
-        front.leaf(&pki, "front-proxy", ("front-proxy-client", None), Usage::Client, &[])?;
+        ca.leaf(&pki, "apiserver", Subject::new("kube-apiserver", None), Usage::Server, &api_names)?;
+        front.leaf(&pki, "front-proxy", Subject::new("front-proxy-client", None), Usage::Client, &[])?;
         for (name, common_name, group) in [
             ("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters")),
             ("admin", "admin", Some("system:masters")),
@@ -53,7 +51,7 @@ impl ControlPlane {
             ("scheduler", "system:kube-scheduler", None),
             ("kube-proxy", "system:kube-proxy", None),
         ] {
-            ca.leaf(&pki, name, (common_name, group), Usage::Client, &[])?;
+            ca.leaf(&pki, name, Subject::new(common_name, group), Usage::Client, &[])?;
             fs::write(pki.join(format!("{name}.kubeconfig")), kubeconfig(API, &pki.to_string_lossy(), name))?;
         }
         for site in sites {
@@ -62,7 +60,7 @@ impl ControlPlane {
                 fs::create_dir_all(&dir)?;
                 let address = site.address(node).context("a node without an address")?.to_string();
                 let user = format!("system:node:{node}");
-                let subject = (user.as_str(), Some("system:nodes"));
+                let subject = Subject::new(&user, Some("system:nodes"));
                 ca.leaf(&dir, "kubelet", subject, Usage::Client, &[])?;
                 ca.leaf(&dir, "serving", subject, Usage::Server, &[node, &address])?;
             }
@@ -174,6 +172,8 @@ impl ControlPlane {
         }
         kcm.args(["--allocate-node-cidrs=true", "--node-cidr-mask-size=24", "--leader-elect=false"]);
         kcm.args(["--use-service-account-credentials=true", "--bind-address=127.0.0.1"]);
+        // It makes an account for each of its controllers first; by default it holds itself back to 20 requests a second.
+        kcm.args(["--kube-api-qps=500", "--kube-api-burst=500"]);
         kcm.arg(format!("--cluster-cidr={POD_CIDR}"));
         kcm.arg(format!("--service-cluster-ip-range={SERVICE_CIDR}"));
         let mut scheduler = cloud.command(tools::kube_scheduler()?)?;

@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,12 +78,24 @@ pub fn unique_id(name: &str) -> String {
 impl Host {
     /// A host with a temporary disk and no cgroups of its own: enough for links, routes and CNI plugins.
     pub fn new(name: &str) -> Result<Self> {
+        Self::temporary(name, |_| {})
+    }
+
+    /// The same with a disk that is an image, and what it takes to cut its power: see [`Host::power_cut`].
+    pub fn with_disk_image(name: &str) -> Result<Self> {
+        Self::temporary(name, |spec| {
+            spec.image = Some(spec.disk.join("disk.img"));
+            spec.disk.push("disk");
+            // The freezer stops those who write while the disk is copied.
+            spec.cgroups = true;
+        })
+    }
+
+    fn temporary(name: &str, change: impl FnOnce(&mut HostSpec)) -> Result<Self> {
         let id = unique_id(name);
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("{id}-"))
-            .tempdir()
-            .context("cannot make a disk folder")?;
-        let spec = HostSpec {
+        let dir = tempfile::Builder::new().prefix(&format!("{id}-")).tempdir();
+        let dir = dir.context("cannot make a disk folder")?;
+        let mut spec = HostSpec {
             name: name.to_owned(),
             id,
             disk: dir.path().to_owned(),
@@ -92,6 +104,10 @@ impl Host {
             stay: false,
             hosts: Vec::new(),
         };
+        change(&mut spec);
+        if let Some(image) = &spec.image {
+            crate::disk::make_image(image)?;
+        }
         let mut host = Self { spec, power: None, maker: None, temporary: Some(dir) };
         host.power_on()?;
         Ok(host)
@@ -146,13 +162,15 @@ impl Host {
         Ok(PathBuf::from(format!("/proc/{}/root", self.init_pid()?)).join(inside))
     }
 
-    /// Writes a file inside the host, with its folders.
+    /// Writes a file inside the host, with its folders, and syncs it: what a person installs outlives a power cut.
     pub fn write(&self, path: &str, text: impl AsRef<[u8]>) -> Result<()> {
         let outer = self.path(path)?;
         if let Some(parent) = outer.parent() {
             fs::create_dir_all(parent).with_context(|| format!("cannot make the folder of {path}"))?;
         }
-        fs::write(&outer, text).with_context(|| format!("cannot write {path} in host {}", self.spec.name))
+        let written =
+            File::create(&outer).and_then(|mut file| file.write_all(text.as_ref()).and(file.sync_all()));
+        written.with_context(|| format!("cannot write {path} in host {}", self.spec.name))
     }
 
     /// Reads a file inside the host.

@@ -202,6 +202,11 @@ impl Node {
         kubelet::wait_healthy(self)
     }
 
+    /// Prints the end of each log, for a test that fails.
+    pub fn show_logs(&self) {
+        eprintln!("the logs of node {} end:\n{}", self.host.name(), self.daemons.log_ends());
+    }
+
     /// Power loss.
     pub fn power_off(&mut self) -> Result<()> {
         self.host.power_off()?;
@@ -311,8 +316,8 @@ fn conflist(cni: Cni, pod_cidr: &str) -> Value {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the logs of node {} end:\n{}", self.host.name(), self.daemons.log_ends());
+        if std::thread::panicking() && self.host.is_on() {
+            self.show_logs();
         }
     }
 }

@@ -47,7 +47,7 @@ fn run(words: &[String]) -> Result<u8> {
         return Ok(code);
     }
     let Some((name, request)) = parse(words)? else {
-        println!("{USAGE}");
+        show::say(USAGE);
         return Ok(0);
     };
     let load = || Cluster::load(&name);
@@ -99,7 +99,7 @@ fn up(name: &str, options: integration::topology::Options) -> Result<()> {
     let start = Instant::now();
     match Cluster::up_named(name, options) {
         Ok(cluster) => {
-            println!("rig {name} is up after {:.1} s; `rig kubectl get nodes` asks it", start.elapsed().as_secs_f64());
+            show::say(format!("rig {name} is up after {:.1} s; `rig kubectl get nodes` asks it", start.elapsed().as_secs_f64()));
             show::nodes(&cluster)
         }
         Err(error) => Err(error.context(format!(
@@ -116,7 +116,7 @@ fn reboot(cluster: &mut Cluster, node: &str, power_cut: bool) -> Result<()> {
     } else {
         handle.reboot()?
     }
-    println!("{node} lost its power and is on again after {:.1} s", start.elapsed().as_secs_f64());
+    show::say(format!("{node} lost its power and is on again after {:.1} s", start.elapsed().as_secs_f64()));
     Ok(())
 }
 

@@ -3,37 +3,45 @@
 use anyhow::{Result, bail};
 use integration::cluster::Cluster;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// Prints a line. A reader that has seen enough (`rig status | head`) ends us quietly.
+pub fn say(text: impl std::fmt::Display) {
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
 
 /// Hosts, daemons, cuts; nodes and pods as far as the API answers.
 pub fn status(name: &str, cluster: &Cluster) -> Result<()> {
-    println!("rig {name} in {}", cluster.dir().display());
+    say(format!("rig {name} in {}", cluster.dir().display()));
     let nodes = cluster.nodes().values();
     let hosts = nodes.clone().map(|node| &node.host).chain(cluster.network().hosts());
     for host in hosts {
-        println!("  {:<20} {}", host.name(), if host.is_on() { "on" } else { "OFF" });
+        say(format!("  {:<20} {}", host.name(), if host.is_on() { "on" } else { "OFF" }));
     }
     let dead = nodes.clone().map(|n| (n.host.name(), n.daemons.dead()));
     for (host, dead) in dead.chain([("cloud", cluster.control_plane().daemons.dead())]) {
         for daemon in dead {
-            println!("  {daemon} on {host} has ENDED: see `rig logs {host}`");
+            say(format!("  {daemon} on {host} has ENDED: see `rig logs {host}`"));
         }
     }
     for cut in cluster.network().cuts() {
-        println!("  {cut} is CUT");
+        say(format!("  {cut} is CUT"));
     }
     nodes_and_pods(cluster)
 }
 
 fn nodes_and_pods(cluster: &Cluster) -> Result<()> {
     nodes(cluster)?;
-    print!("{}", cluster.kubectl(&["get", "pods", "--all-namespaces", "-o", "wide"])?);
+    say(cluster.kubectl(&["get", "pods", "--all-namespaces", "-o", "wide"])?.trim_end());
     Ok(())
 }
 
 /// The nodes as the API server sees them.
 pub fn nodes(cluster: &Cluster) -> Result<()> {
-    print!("{}", cluster.kubectl(&["get", "nodes", "-o", "wide"])?);
+    say(cluster.kubectl(&["get", "nodes", "-o", "wide"])?.trim_end());
     Ok(())
 }
 
@@ -50,7 +58,7 @@ pub fn logs(cluster: &Cluster, node: Option<&str>) -> Result<()> {
         let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         files.sort();
         for file in files {
-            println!("==> {} <==\n{}", file.display(), end(&file));
+            say(format!("==> {} <==\n{}", file.display(), end(&file)));
         }
     }
     Ok(())
