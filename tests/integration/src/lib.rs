@@ -18,6 +18,7 @@
     reason = "test code: progress belongs on the terminal, and a broken test should stop loudly"
 )]
 
+pub mod apps;
 pub mod cluster;
 pub mod cnitool;
 pub mod containerd;

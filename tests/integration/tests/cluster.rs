@@ -2,47 +2,18 @@
 //! loses its power, and when it comes back with the cloud away.
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly, in its helpers too")]
 
+use integration::apps::{self, WEB};
 use integration::cluster::{Cluster, Pod};
 use integration::exec::wait_for;
-use integration::images;
 use integration::kubelet::http_get;
 use integration::topology::Options;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use std::time::Duration;
 
-/// A StatefulSet `web` with a pod on each of two nodes, and a DaemonSet `agent`.
-fn apps() -> Value {
-    let template = |app: &str, command: &str, spread: Value| {
-        json!({
-            "metadata": {"labels": {"app": app}},
-            "spec": {
-                "terminationGracePeriodSeconds": 1,
-                "topologySpreadConstraints": spread,
-                "containers": [{"name": "main", "image": images::BUSYBOX, "imagePullPolicy": "Never",
-                    "command": ["sh", "-c", command]}],
-            },
-        })
-    };
-    let one_per_node = json!([{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]);
-    json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "web", "namespace": "default"},
-         "spec": {"serviceName": "web", "replicas": 2, "podManagementPolicy": "Parallel",
-            "selector": {"matchLabels": {"app": "web"}},
-            "template": template("web", WEB, one_per_node)}},
-        {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent", "namespace": "default"},
-         "spec": {"selector": {"matchLabels": {"app": "agent"}},
-            "template": template("agent", WEB, json!([]))}},
-    ]})
-}
-
-/// A web server that says its pod's name.
-const WEB: &str = "echo I am $HOSTNAME; echo $HOSTNAME >/www/index.html; exec httpd -f -p 80 -h /www";
-
 /// Deploys the applications and gives their four pods, all ready and answering.
 fn deploy(cluster: &Cluster) -> Vec<Pod> {
-    cluster.apply(&apps()).unwrap();
+    cluster.apply(&apps::web_and_agent()).unwrap();
     let pods = wait_for("four ready pods", Duration::from_secs(90), || {
         let pods = cluster.pods()?;
         Ok((pods.len() == 4 && pods.iter().all(|pod| pod.ready)).then_some(pods))

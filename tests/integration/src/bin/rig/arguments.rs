@@ -8,6 +8,7 @@ use integration::topology::Options;
 #[derive(Debug)]
 pub enum Request {
     Build,
+    Demo,
     Up(Options),
     Down,
     DownAll,
@@ -29,6 +30,7 @@ pub fn parse(words: &[String]) -> Result<Option<(String, Request)>> {
     let request = match verb.as_str() {
         "help" | "-h" | "--help" => return Ok(None),
         "build" => none_left(&words).map(|()| Request::Build)?,
+        "demo" => none_left(&words).map(|()| Request::Demo)?,
         "up" => Request::Up(options(&words)?),
         "down" => match flag(&mut words, "--all") {
             true => none_left(&words).map(|()| Request::DownAll)?,

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a person's command: it talks to the terminal")]
 
 mod arguments;
+mod demo;
 mod show;
 mod sweep;
 
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 const USAGE: &str = "\
 usage: rig COMMAND [--name RIG]
+  demo                        a minute's show: pods keep their addresses, with the cloud away too
   build                       build every program that is missing (10 to 15 minutes when all are)
   up [--nodes N]              a cluster of node1 ... nodeN (2), control plane in the cloud
      [--site A:node1,node2]   these nodes share one LAN behind one uplink; others have a site each
@@ -53,6 +55,7 @@ fn run(words: &[String]) -> Result<u8> {
     let load = || Cluster::load(&name);
     match request {
         Request::Build => tools::build_all()?,
+        Request::Demo => demo::run()?,
         Request::Up(options) => up(&name, options)?,
         Request::Down => load()?.down()?,
         Request::DownAll => sweep::all(&rigs_dir())?,
