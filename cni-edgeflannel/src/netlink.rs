@@ -17,8 +17,9 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
-        AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
-        InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+        AfSpecInet, AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InetDevConf, InfoBridgePort,
+        InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+        LinkMessage, State,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope},
@@ -265,12 +266,18 @@ impl Netlink {
         self.change(Message::DelLink(message), || format!("delete device {name}")).await
     }
 
-    /// Brings a device up.
+    /// Brings a device up; from then on its IPv4 addresses are announced when its hardware address is set
+    /// (`arp_notify`, here without a detour through /proc).
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn up(&self, index: u32) -> Result<(), Error> {
-        self.set(LinkUnspec::new_with_index(index).up().build(), || format!("bring device {index} up")).await
+        let mut conf = InetDevConf::default();
+        conf.arp_notify = 1;
+        let family = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)]);
+        let family = LinkAttribute::AfSpecUnspec(vec![family]);
+        let message = LinkUnspec::new_with_index(index).up().append_extra_attribute(family).build();
+        self.set(message, || format!("bring device {index} up")).await
     }
 
     /// Makes a bridge as it should be: up, its hardware address its own (a bridge whose address was set never

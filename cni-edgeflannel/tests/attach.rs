@@ -5,7 +5,7 @@
 mod world;
 
 use serde_json::{Value, json};
-use std::{fs, thread, time::Duration};
+use std::{fs, thread, time::Instant};
 use world::{Answer, Pod, World};
 
 #[test]
@@ -251,13 +251,19 @@ fn what_a_killed_add_leaves_the_next_call_puts_right() {
     let world = World::new();
     let conf = world.conf(json!({"ipMasq": true}));
     world.ipam_gives(None, &json!({"ips": [{"address": "10.1.0.5/24"}]}));
+    let started = Instant::now();
+    let pod = world.pod("first");
+    world.call("ADD", &pod, &conf).ok();
+    let whole = started.elapsed();
+    drop(pod);
     let mut killed = 0;
     for round in 0..200_u32 {
         let container = format!("c{round}");
         let pod = world.pod(&container);
         let netns = pod.path.to_str().unwrap();
         let mut child = world.start(&mut world.command("ADD", &container, netns), &conf);
-        thread::sleep(Duration::from_micros(u64::from(round * 7919 % 12_000)));
+        // Anywhere from before it reads to after it is done.
+        thread::sleep(whole.mul_f64(f64::from(round * 7919 % 200) / 180.0));
         child.kill().unwrap();
         let answer: Answer = child.wait_with_output().unwrap().into();
         killed += u32::from(!answer.success);

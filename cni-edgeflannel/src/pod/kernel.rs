@@ -220,7 +220,11 @@ impl Kernel {
     async fn act(&self, step: &Step, wanted: &Wanted) -> Result<(), Error> {
         debug!("{step:?}");
         match step {
-            Step::AddBridge(bridge) => fine_if_there(self.node.add_bridge(bridge).await)?,
+            Step::AddBridge(bridge) => {
+                // Once a boot, not at every ADD.
+                warn_without_br_netfilter();
+                fine_if_there(self.node.add_bridge(bridge).await)?;
+            }
             Step::SetBridge { mac, promiscuous } => {
                 self.node.set_bridge(self.bridge(wanted).await?, *mac, *promiscuous).await?;
             }
@@ -253,6 +257,11 @@ impl Kernel {
             Step::AddVeth(veth) => {
                 let bridge = self.bridge(wanted).await?;
                 self.node.add_veth(veth, bridge, self.netns.as_raw_fd()).await?;
+                // Lost to somebody who is faster than us: the next step says so.
+                if let Some(host) = self.node.link(&veth.name).await.ok().flatten() {
+                    self.host.set(Some(host.index));
+                    self.peer.set(host.peer);
+                }
             }
             Step::SetPort { hairpin, isolated, alias } => {
                 let host = self.host(wanted).await?;
@@ -360,7 +369,7 @@ fn fine_if_there(done: Result<(), netlink::Error>) -> Result<(), Error> {
 
 /// Whether the kernel passes bridged packets to netfilter, without which a pod cannot reach a service whose
 /// backend is on its own node. A note in the log, since kube-proxy or the distribution may load the module yet.
-pub fn warn_without_br_netfilter() {
+fn warn_without_br_netfilter() {
     for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
         match Sysctl::new(key, "1").holds() {
             Ok(true) => {}

@@ -285,12 +285,11 @@ impl Wanted {
         settings
     }
 
+    /// IPv6 on, its addresses usable at once, and announced when the hardware address is set. (What IPv4 needs is
+    /// part of bringing the interface up.)
     fn pod_settings(&self) -> Vec<Sysctl> {
         let name = &self.veth.peer;
         let mut settings = Vec::new();
-        if self.has(true) {
-            settings.push(Sysctl::new(format!("net/ipv4/conf/{name}/arp_notify"), "1"));
-        }
         if self.has(false) {
             settings.extend([
                 Sysctl::new("net/ipv6/conf/lo/disable_ipv6", "0"),
@@ -325,7 +324,7 @@ pub fn steps(wanted: &Wanted, seen: &Seen) -> Result<Vec<Step>, Refusal> {
     let (hairpin, isolated, alias) = (wanted.hairpin, wanted.isolated, wanted.alias.clone());
     steps.push(Step::SetPort { hairpin, isolated, alias });
     steps.push(Step::Pin(wanted.veth.peer_mac));
-    steps.push(Step::PodSysctls(wanted.pod_settings()));
+    steps.extend(Some(wanted.pod_settings()).filter(|settings| !settings.is_empty()).map(Step::PodSysctls));
     steps.push(Step::PodUp);
     steps.extend(wanted.addresses.iter().copied().map(Step::PodAddress));
     steps.extend(wanted.routes.iter().cloned().map(Step::PodRoute));
