@@ -24,6 +24,7 @@ use crate::kubelet::{self, Mode};
 use crate::leaks;
 use crate::network::{Network, NetworkRecord};
 use crate::node::{Cni, Node, NodeRecord, Settings};
+use crate::sweep::{RIGS, sweep};
 use crate::topology::{Options, Site, plan};
 use crate::{containerd, kube_proxy};
 use anyhow::{Context, Result, bail, ensure};
@@ -90,7 +91,7 @@ pub fn rigs_dir() -> PathBuf {
 impl Cluster {
     /// A cluster for a test, all nodes Ready.
     pub fn up(options: Options) -> Result<Self> {
-        let prefix = unique_id("rig");
+        let prefix = format!("{}.", unique_id("rig"));
         let temporary = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir()?;
         let place = Place { dir: temporary.path().to_owned(), prefix, stay: false };
         Self::make(options, place, Some(temporary))
@@ -106,7 +107,7 @@ impl Cluster {
         let dir = rigs_dir().join(name);
         ensure!(!dir.exists(), "rig {name} is there already: `rig down --name {name}` removes it");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {dir:?}"))?;
-        let place = Place { dir, prefix: format!("edgeflannel-rig-{name}"), stay: true };
+        let place = Place { dir, prefix: format!("{RIGS}{name}."), stay: true };
         Self::make(options, place, None)
     }
 
@@ -244,7 +245,7 @@ impl Cluster {
         &self.place.dir
     }
 
-    /// What the ids of its hosts begin with.
+    /// What the ids of its hosts begin with; it ends with a dot, so that no other rig's do.
     pub fn prefix(&self) -> &str {
         &self.place.prefix
     }
@@ -346,19 +347,26 @@ impl Cluster {
 
     /// Everything off and removed. Every step is tried; the first error is given.
     pub fn down(mut self) -> Result<()> {
-        self.remove()?;
-        if self.place.stay {
-            let dir = &self.place.dir;
-            fs::remove_dir_all(dir).with_context(|| format!("cannot remove {dir:?}"))?;
+        let removed = self.remove();
+        if !self.place.stay {
+            return removed;
         }
-        Ok(())
+        // A broken `rig up` may not have written everything down. This fails if anything is left, whatever went wrong before.
+        sweep(&self.place.prefix)?;
+        let dir = &self.place.dir;
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {dir:?}"))
     }
 
     fn remove(&mut self) -> Result<()> {
-        let mut results: Vec<Result<()>> = Vec::new();
-        for node in self.nodes.values_mut() {
-            results.push(node.power_off().and_then(|()| node.host.remove()));
-        }
+        let nodes = std::thread::scope(|scope| {
+            let off = |node: &mut Node| node.power_off().and_then(|()| node.host.remove());
+            let threads: Vec<_> =
+                self.nodes.values_mut().map(|node| scope.spawn(move || off(node))).collect();
+            let joined =
+                threads.into_iter().map(|t| t.join().unwrap_or_else(|_| bail!("removing a node panicked")));
+            joined.collect::<Vec<Result<()>>>()
+        });
+        let mut results = nodes;
         results.push(self.network.down());
         results.push(self.control_plane.daemons.reap());
         results.push(leaks::check_named(&self.place.prefix));
@@ -370,7 +378,7 @@ impl Place {
     fn host(&self, name: &str, image: Option<PathBuf>, hosts: Vec<(String, String)>) -> HostSpec {
         HostSpec {
             name: name.to_owned(),
-            id: format!("{}-{name}", self.prefix),
+            id: format!("{}{name}", self.prefix),
             disk: self.dir.join("hosts").join(name),
             image,
             cgroups: false,

@@ -41,6 +41,7 @@ pub mod node;
 pub mod pki;
 pub mod plugin;
 pub mod proc;
+pub mod sweep;
 pub mod tools;
 pub mod topology;
 pub mod tun;

@@ -4,13 +4,14 @@
 mod arguments;
 mod demo;
 mod show;
-mod sweep;
 
 use anyhow::{Context, Result, bail};
 use arguments::{Request, parse};
 use integration::cluster::{Cluster, rigs_dir};
 use integration::host::Host;
+use integration::sweep::{RIGS, sweep};
 use integration::{enter, host_init, tools, wan};
+use std::fs;
 use std::io::Read;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -58,7 +59,7 @@ fn run(words: &[String]) -> Result<u8> {
         Request::Demo => demo::run()?,
         Request::Up(options) => up(&name, options)?,
         Request::Down => load()?.down()?,
-        Request::DownAll => sweep::all(&rigs_dir())?,
+        Request::DownAll => down_all()?,
         Request::Cut(what) => load()?.cut(&what)?,
         Request::Heal(what) => load()?.heal(what.as_deref())?,
         Request::Reboot { node, power_cut } => reboot(&mut load()?, &node, power_cut)?,
@@ -109,6 +110,23 @@ fn up(name: &str, options: integration::topology::Options) -> Result<()> {
             "rig {name} did not come up; `rig logs --name {name}` shows why, `rig down --name {name}` removes it"
         ))),
     }
+}
+
+/// Every rig that has a record, then what is left of those that have none.
+fn down_all() -> Result<()> {
+    let rigs = rigs_dir();
+    for name in
+        fs::read_dir(&rigs).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok())
+    {
+        if let Err(error) = Cluster::load(&name).and_then(Cluster::down) {
+            eprintln!("rig: {name}: {error:#}; what is left of it is removed now");
+        }
+    }
+    sweep(RIGS)?;
+    if rigs.exists() {
+        fs::remove_dir_all(&rigs).with_context(|| format!("cannot remove {rigs:?}"))?;
+    }
+    Ok(())
 }
 
 fn reboot(cluster: &mut Cluster, node: &str, power_cut: bool) -> Result<()> {
