@@ -7,8 +7,9 @@ use crate::{
     pod::{
         check::{self, Drift, Expected},
         kernel::{self, Kernel},
-        plan::{self, Refusal, SeenBridge, Subject, Wanted},
+        plan::{self, Refusal, SeenBridge},
         remove,
+        wanted::{Subject, Wanted},
     },
     subnet_env::SubnetEnv,
 };

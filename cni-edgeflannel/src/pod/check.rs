@@ -6,7 +6,8 @@
 
 use super::{
     names,
-    plan::{SeenBridge, Subject, forwarding},
+    plan::SeenBridge,
+    wanted::{Subject, forwarding},
 };
 use crate::{
     config::Config,

@@ -4,7 +4,8 @@
 
 use super::{
     check::{Expected, Observed},
-    plan::{Former, Seen, SeenBridge, Step, Undo, Wanted, undo},
+    plan::{Former, Seen, SeenBridge, Step, Undo, undo},
+    wanted::Wanted,
 };
 use crate::{
     mac::Mac,
