@@ -350,17 +350,23 @@ fn two_interfaces_of_one_pod_and_names_of_full_length() {
     let world = World::new();
     let container = "c".repeat(64);
     let pod = world.pod(&container);
-    let mut long = world.conf(json!({"bridge": "br-of-15-bytes0", "isDefaultGateway": false}));
+    let mut long = world.conf(json!({"bridge": "br-of-15-bytes0"}));
     long["name"] = json!("n".repeat(200));
-    world.add(&pod, &["10.1.0.5/24"], &world.conf(json!({})));
-    world.ipam_gives_addresses(&container, &["10.2.0.5/24"]);
+    world.add(&pod, &["10.1.0.5/24", "fd00:1::5/64"], &world.conf(json!({})));
+    world.ipam_gives_addresses(&container, &["10.2.0.5/24", "fd00:2::5/64"]);
     let second = |verb: &str| {
         let mut command = world.command(verb, &container, pod.path.to_str().unwrap());
         let child = world.start(command.env("CNI_IFNAME", "a-long-name-014"), &long);
         Answer::from(child.wait_with_output().unwrap())
     };
     second("ADD").ok();
-    assert!(world.reaches("10.1.0.5") && world.reaches("10.2.0.5"));
+    assert!(world.reaches("10.1.0.5") && world.reaches("10.2.0.5") && world.reaches("fd00:2::5"));
+    // The first interface keeps what goes elsewhere.
+    for elsewhere in ["192.0.2.1", "2001:db8::1"] {
+        let route = pod.sh(&format!("ip route get {elsewhere}"));
+        assert!(route.contains("dev eth0"), "{route}");
+    }
+    assert!(!pod.sh("ip -6 route").contains("nexthop"));
     assert_eq!(
         world.sh("ip link | grep -c 'alias edgeflannel'"),
         "1",

@@ -14,6 +14,7 @@ use crate::{
     nft::Nft,
     sysctl::Sysctl,
 };
+use cni::Route;
 use log::{debug, info, warn};
 use std::{cell::Cell, fmt, io, thread, time::Duration};
 
@@ -274,13 +275,30 @@ impl Kernel {
             }
             Step::PodUp => self.pod.up(self.peer(wanted).await?).await?,
             Step::PodAddress(cidr) => self.pod.add_address(self.peer(wanted).await?, *cidr).await?,
-            Step::PodRoute(route) => self.pod.add_route(self.peer(wanted).await?, route).await?,
+            Step::PodRoute(route) => self.add_route(self.peer(wanted).await?, route).await?,
             Step::Announce(mac) => {
                 self.wait_until_forwarding(self.host(wanted).await?, self.bridge(wanted).await?).await?;
                 self.pod.set_mac(self.peer(wanted).await?, *mac).await?;
             }
         }
         Ok(())
+    }
+
+    /// When a pod's second interface has the default route too, the first keeps the traffic: IPv4 by order, IPv6
+    /// by metric (1024 is the kernel's own).
+    async fn add_route(&self, peer: u32, route: &Route) -> Result<(), Error> {
+        const INTERFACES: u32 = 16;
+        let mut added = self.pod.add_route(peer, route).await;
+        for behind in 1..INTERFACES {
+            match added {
+                Err(e) if e.is_there() && route.dst.is_ipv6() && route.priority.is_none() => {
+                    let later = Route { priority: Some(1024 + behind), ..route.clone() };
+                    added = self.pod.add_route(peer, &later).await;
+                }
+                _ => break,
+            }
+        }
+        added.map_err(Error::from)
     }
 
     async fn take_back(&self, undo: &Undo, wanted: &Wanted) {
