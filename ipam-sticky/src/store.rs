@@ -169,8 +169,13 @@ impl Store {
         let there = self.path().exists();
         let _lock = there.then(|| self.lock()).transpose()?;
         let looked = guarded(|| {
-            let mut database = if there { self.open_shut()?.0 } else { ManuallyDrop::new(nothing()?) };
-            look(&mut database).map(Ok)
+            if !there {
+                return look(&mut nothing()?).map(Ok);
+            }
+            let (mut opened, _) = self.open_shut()?;
+            let looked = look(&mut opened.database);
+            opened.end();
+            looked.map(Ok)
         });
         self.explain(looked, "read")
     }
@@ -217,9 +222,9 @@ impl Store {
     }
 
     fn transact<T>(&self, lock: &Lock, decide: Decide<T>) -> Result<Result<T, Refusal>, Fault> {
-        let (database, gate) = self.open(lock)?;
-        let result = self.transact_in(&database, &gate, decide);
-        close(database, &gate);
+        let opened = self.open(lock)?;
+        let result = self.transact_in(&opened.database, &opened.gate, decide);
+        opened.end();
         result
     }
 
@@ -260,15 +265,17 @@ impl Store {
             return Err(unwritable("there is no state yet, and none can be made"));
         }
         let looked = guarded(|| {
-            let (database, merged) = self.open_shut()?;
-            let snapshot = self.snapshot(&database)?;
-            let (answer, changes) = match decide(&snapshot) {
-                Ok(decided) => decided,
-                Err(Refusal::Fault(fault)) => return Err(fault),
-                Err(refusal) => return Ok(Err(refusal)),
-            };
-            let gains = gains_address(&snapshot, &changes)?;
-            Ok(Ok((answer, changes, gains, merged)))
+            let (opened, merged) = self.open_shut()?;
+            let decided = self.snapshot(&opened.database).and_then(|snapshot| match decide(&snapshot) {
+                Ok((answer, changes)) => {
+                    let gains = gains_address(&snapshot, &changes)?;
+                    Ok(Ok((answer, changes, gains, merged)))
+                }
+                Err(Refusal::Fault(fault)) => Err(fault),
+                Err(refusal) => Ok(Err(refusal)),
+            });
+            opened.end();
+            decided
         });
         let (answer, changes, gains, merged) = self.explain(looked, "read")?;
         if let Some(key) = gains {
@@ -303,30 +310,27 @@ impl Store {
     }
 
     /// Opens the file for writing, behind a gate that is still shut.
-    fn open(&self, lock: &Lock) -> Result<(ManuallyDrop<Database>, Gate), Fault> {
+    fn open(&self, lock: &Lock) -> Result<Opened, Fault> {
         loop {
             let file = not_empty(OpenOptions::new().read(true).write(true).open(self.path())?)?;
-            let gate = Gate::new((self.backend)(file)?);
-            match builder().create_with_backend(gate.clone()).map_err(Fault::from) {
+            match Opened::over(Gate::new((self.backend)(file)?)?) {
                 // Whoever had the lock before is dying, and the kernel has not closed its files yet.
                 Err(Fault::InUse) if Instant::now() < lock.deadline => {
                     thread::sleep(Duration::from_millis(1))
                 }
-                // Never dropped while a panic of redb's unwinds: a second one would end the process.
-                opened => return Ok((ManuallyDrop::new(opened?), gate)),
+                opened => return opened,
             }
         }
     }
 
     /// Opens the file for reading, with the notes merged in memory. Also tells which note the file has.
-    fn open_shut(&self) -> Result<(ManuallyDrop<Database>, Option<u128>), Fault> {
-        let gate = Gate::new(Box::new(ReadOnly(not_empty(File::open(self.path())?)?)));
-        let database = ManuallyDrop::new(builder().create_with_backend(gate)?);
-        let merged = self.snapshot(&database)?.last_note()?;
+    fn open_shut(&self) -> Result<(Opened, Option<u128>), Fault> {
+        let opened = Opened::over(Gate::new(Box::new(ReadOnly(not_empty(File::open(self.path())?)?)))?)?;
+        let merged = self.snapshot(&opened.database)?.last_note()?;
         if let Some(notes) = Notes::load(&self.notes_path(), &self.boot, merged) {
-            commit(&database, &notes.changes, Some(notes.id), false)?;
+            commit(&opened.database, &notes.changes, Some(notes.id), false)?;
         }
-        Ok((database, merged))
+        Ok((opened, merged))
     }
 
     /// Makes a new file out of what the node knows, beside the old one, and puts it in its place.
@@ -340,11 +344,12 @@ impl Store {
         }
         let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
         let changes = self.known(damage.is_some())?;
-        let gate = Gate::new((self.backend)(options.open(&new)?)?);
+        let gate = Gate::new((self.backend)(options.open(&new)?)?)?;
         gate.open()?;
-        let database = builder().create_with_backend(gate)?;
-        commit(&database, &changes, None, true)?;
-        database.close()?;
+        let opened = Opened::over(gate)?;
+        let committed = commit(&opened.database, &changes, None, true);
+        opened.end();
+        committed?;
         if let Some(why) = damage {
             let aside = self.free_name(&path);
             fs::rename(&path, &aside)?;
@@ -423,10 +428,31 @@ fn commit(database: &Database, changes: &Changes, note: Option<u128>, new: bool)
     Ok(transaction.commit()?)
 }
 
-/// Lets go of the file without the writes and syncs that redb would close it with.
-fn close(database: ManuallyDrop<Database>, gate: &Gate) {
-    gate.shut();
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(ManuallyDrop::into_inner(database))));
+/// An open database. While a panic of redb's unwinds it must not be dropped, because a second panic would end the
+/// process: it is leaked then, and otherwise ended with [`Opened::end`].
+struct Opened {
+    database: ManuallyDrop<Database>,
+    gate: Gate,
+}
+
+impl Opened {
+    fn over(gate: Gate) -> Result<Self, Fault> {
+        let database = builder().create_with_backend(gate.clone())?;
+        Ok(Self { database: ManuallyDrop::new(database), gate })
+    }
+
+    /// Lets go of the file without the writes and syncs that redb would close it with.
+    fn end(mut self) {
+        self.gate.take_away();
+        // The first failing access is what tells redb that there is nothing left to do when it is dropped.
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let _ = self.database.check_integrity();
+            drop(ManuallyDrop::into_inner(self.database));
+        }));
+        if ended.is_err() {
+            log::debug!("redb panicked when it was dropped");
+        }
+    }
 }
 
 /// redb indexes into pages without looking: on a garbage page it panics. That is damage like any other.
