@@ -27,6 +27,7 @@ use crate::{
 use nix::unistd::{AccessFlags, access};
 use redb::{Builder, Database, StorageBackend, backends::FileBackend};
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::{self, File, OpenOptions},
     io,
@@ -119,6 +120,17 @@ impl Store {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.place.data_dir.join(format!("{}.redb", self.place.network))
+    }
+
+    /// Files of this network that were set aside because they were damaged.
+    #[must_use]
+    pub fn set_aside(&self) -> Vec<PathBuf> {
+        let prefix = format!("{}.redb.damaged-", self.place.network);
+        let listing = fs::read_dir(&self.place.data_dir).into_iter().flatten();
+        let files = listing.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_ours =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        files.filter(is_ours).collect()
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -372,26 +384,57 @@ impl Store {
         (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0))
     }
 
-    /// The bindings that a new state begins with. After damage, of every pod that the node remembers; otherwise
-    /// of those that run, or that host-local has.
+    /// The bindings that a new state begins with. After damage, what can be read of the old state and every pod
+    /// that the node remembers; otherwise the pods that run, or that host-local has.
     fn known(&self, damaged: bool) -> Result<Changes, Fault> {
         let lives = |netns: &str| Path::new(netns).exists();
-        let mut known = recover::result_cache(&self.place, &self.boot, &lives);
+        let cached = recover::result_cache(&self.place, &self.boot, &lives);
         let mut traces: Vec<recover::Trace> =
-            known.iter().filter(|trace| damaged || trace.alive).cloned().collect();
-        let mut cursors = std::collections::BTreeMap::new();
+            cached.iter().filter(|trace| damaged || trace.alive).cloned().collect();
+        let mut known = if damaged { self.salvage() } else { Changes::default() };
         for directory in &self.place.host_local {
-            if let Ok((reserved, last)) = recover::host_local(directory, &known, &self.boot) {
+            if let Ok((reserved, last)) = recover::host_local(directory, &cached, &self.boot) {
                 log::info!("{} reservations found in {}", reserved.len(), directory.display());
                 traces.extend(reserved);
-                cursors.extend(last);
+                known.cursors.extend(last);
             }
         }
-        known.clear();
-        let mut import = recover::import(&Snapshot::of(&nothing()?)?, &traces)?;
+        let memory = nothing()?;
+        commit(&memory, &known, None, false)?;
+        let import = recover::import(&Snapshot::of(&memory)?, &traces)?;
         import.conflicts.iter().for_each(|conflict| log::warn!("import: {conflict}"));
-        import.changes.cursors = cursors;
-        Ok(import.changes)
+        known.bindings.extend(import.changes.bindings);
+        known.sequence = import.changes.sequence.or(known.sequence);
+        Ok(known)
+    }
+
+    /// What can still be read of a damaged state: each record vouches for itself.
+    fn salvage(&self) -> Changes {
+        let mut found = BTreeMap::new();
+        for backwards in [false, true] {
+            let read = guarded(|| {
+                let gate = Gate::new(Box::new(ReadOnly(File::open(self.path())?)))?;
+                let opened = Opened::over(gate)?;
+                let read = Snapshot::of(&opened.database)?.salvage(backwards, &mut found);
+                opened.end();
+                read
+            });
+            if let Err(fault) = read {
+                log::debug!("salvage: {fault}");
+            }
+        }
+        let sequence = found.values().map(|binding| binding.sequence).max();
+        let bindings = found.into_iter().map(|(key, binding)| (key, Some(binding))).collect();
+        let salvaged = Changes { bindings, sequence, ..Changes::default() };
+        // They come from one state, so they agree with each other; if not, none is believed.
+        let agree = nothing().and_then(|memory| commit(&memory, &salvaged, None, false));
+        match agree {
+            Ok(()) => salvaged,
+            Err(fault) => {
+                log::warn!("what can be read of {} contradicts itself: {fault}", self.path().display());
+                Changes::default()
+            }
+        }
     }
 }
 

@@ -82,6 +82,22 @@ impl Snapshot {
         self.meta("note")
     }
 
+    /// Picks the records that pass their check sum out of a damaged file, from the first on and from the last
+    /// back, until redb gives up. Two calls, because redb may panic in either.
+    pub(crate) fn salvage(&self, backwards: bool, found: &mut BTreeMap<Key, Binding>) -> Result<(), Fault> {
+        let table = self.0.open_table(BINDINGS)?;
+        let mut entries = table.iter()?;
+        while let Some(entry) = if backwards { entries.next_back() } else { entries.next() } {
+            let (key, record) = entry?;
+            if let Ok(key) = parse(key.value())
+                && let Ok(binding) = decode(&key, record.value())
+            {
+                found.insert(key, binding);
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn indexes(&self) -> Result<Indexes, Fault> {
         let mut all = Indexes::default();
         for entry in self.0.open_table(ADDRESSES)?.iter()? {

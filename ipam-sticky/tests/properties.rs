@@ -232,6 +232,7 @@ proptest! {
     fn decisions_over_a_map(verbs in verbs(), max_idle in prop_oneof![Just(10_000_u64), 0..4_u64]) {
         play(&verbs, max_idle, |_, _, _, _| {});
     }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
