@@ -1,9 +1,10 @@
 //! `rig` as a person uses it: up, look, reboot, down, and nothing left on the machine.
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly, in its helpers too")]
 
-use integration::exec::{Output, run};
+use integration::cluster::rigs_dir;
+use integration::exec::{Output, run, wait_until};
 use integration::{leaks, proc, tools};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// A rig of a name that nobody else uses; removed whatever happens.
@@ -81,4 +82,22 @@ fn up_look_around_reboot_and_down_leaves_nothing() {
     assert!(left.is_empty(), "left: {}", leaks::list(&left));
     assert_eq!(leaks::named(&rig.name), [""; 0]);
     assert!(rig.try_run(&["status"]).stderr.contains("there is no rig"));
+}
+
+#[test]
+fn a_rig_that_was_killed_while_it_came_up_is_removed_by_down() {
+    let rig = Rig { name: format!("killed-{}", std::process::id()) };
+    let mut up = Command::new(tools::rig().unwrap());
+    let mut up =
+        up.args(["up", "--name", &rig.name, "--cni", "bridge"]).stderr(Stdio::null()).spawn().unwrap();
+    // As soon as the nodes boot: their hosts are not written down yet.
+    let nodes = rigs_dir().join(&rig.name).join("nodes/node1/disk/host.log");
+    wait_until("node1 to boot", Duration::from_secs(120), || nodes.exists()).unwrap();
+    up.kill().unwrap();
+    up.wait().unwrap();
+    assert!(!rig.processes().is_empty(), "hosts of `rig up` outlive it");
+    rig.run(&["down"]);
+    let left = rig.processes();
+    assert!(left.is_empty(), "left: {}", leaks::list(&left));
+    assert_eq!(leaks::named(&rig.name), [""; 0]);
 }
