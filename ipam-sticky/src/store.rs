@@ -15,25 +15,21 @@
 use crate::{
     allocate::Refusal,
     config::Place,
+    database::{Opened, ReadOnly, commit, file_backend, guarded, not_empty, nothing},
     disk::Gate,
     fault::Fault,
     identity::Key,
-    lock::{Lock, Locked, make_directory},
+    lock::{Lock, Locked},
     notes::{self, Notes},
-    recover,
-    tables::{self, SCHEMA, Snapshot},
+    tables::{SCHEMA, Snapshot},
     view::{Changes, Now, View},
 };
 use nix::unistd::{AccessFlags, access};
-use redb::{Builder, Database, StorageBackend, backends::FileBackend};
+use redb::{Database, StorageBackend};
 use std::{
-    collections::BTreeMap,
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
-    mem::ManuallyDrop,
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -84,17 +80,9 @@ pub type MakeBackend = Box<dyn Fn(File) -> Result<Box<dyn StorageBackend>, Fault
 
 /// The state of one network.
 pub struct Store {
-    place: Place,
-    boot: String,
-    backend: MakeBackend,
-}
-
-/// The plain file.
-///
-/// # Errors
-/// redb's.
-pub fn file_backend(file: File) -> Result<Box<dyn StorageBackend>, Fault> {
-    Ok(Box::new(FileBackend::new(file)?))
+    pub(crate) place: Place,
+    pub(crate) boot: String,
+    pub(crate) backend: MakeBackend,
 }
 
 impl Store {
@@ -120,17 +108,6 @@ impl Store {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.place.data_dir.join(format!("{}.redb", self.place.network))
-    }
-
-    /// Files of this network that were set aside because they were damaged.
-    #[must_use]
-    pub fn set_aside(&self) -> Vec<PathBuf> {
-        let prefix = format!("{}.redb.damaged-", self.place.network);
-        let listing = fs::read_dir(&self.place.data_dir).into_iter().flatten();
-        let files = listing.filter_map(|entry| Some(entry.ok()?.path()));
-        let is_ours =
-            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
-        files.filter(is_ours).collect()
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -344,167 +321,6 @@ impl Store {
         }
         Ok((opened, merged))
     }
-
-    /// Makes a new file out of what the node knows, beside the old one, and puts it in its place.
-    fn create(&self, damage: Option<&str>) -> Result<(), Fault> {
-        let path = self.path();
-        make_directory(&self.place.data_dir)?;
-        let new = path.with_extension("redb.new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
-        let changes = self.known(damage.is_some())?;
-        let gate = Gate::new((self.backend)(options.open(&new)?)?)?;
-        gate.open()?;
-        let opened = Opened::over(gate)?;
-        let committed = commit(&opened.database, &changes, None, true);
-        opened.end();
-        committed?;
-        if let Some(why) = damage {
-            let aside = self.free_name(&path);
-            fs::rename(&path, &aside)?;
-            log::warn!(
-                "{} is damaged ({why}); it is set aside as {}, and {} bindings are rebuilt from what the node knows",
-                path.display(),
-                aside.display(),
-                changes.bindings.len()
-            );
-        }
-        fs::rename(&new, &path)?;
-        for directory in self.place.data_dir.ancestors().take(2) {
-            File::open(directory)?.sync_all()?;
-        }
-        Ok(())
-    }
-
-    fn free_name(&self, path: &Path) -> PathBuf {
-        let name = |number: u32| path.with_extension(format!("redb.damaged-{number}"));
-        (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0))
-    }
-
-    /// The bindings that a new state begins with. After damage, what can be read of the old state and every pod
-    /// that the node remembers; otherwise the pods that run, or that host-local has.
-    fn known(&self, damaged: bool) -> Result<Changes, Fault> {
-        let lives = |netns: &str| Path::new(netns).exists();
-        let cached = recover::result_cache(&self.place, &self.boot, &lives);
-        let mut traces: Vec<recover::Trace> =
-            cached.iter().filter(|trace| damaged || trace.alive).cloned().collect();
-        let mut known = if damaged { self.salvage() } else { Changes::default() };
-        for directory in &self.place.host_local {
-            if let Ok((reserved, last)) = recover::host_local(directory, &cached, &self.boot) {
-                log::info!("{} reservations found in {}", reserved.len(), directory.display());
-                traces.extend(reserved);
-                known.cursors.extend(last);
-            }
-        }
-        let memory = nothing()?;
-        commit(&memory, &known, None, false)?;
-        let import = recover::import(&Snapshot::of(&memory)?, &traces)?;
-        import.conflicts.iter().for_each(|conflict| log::warn!("import: {conflict}"));
-        known.bindings.extend(import.changes.bindings);
-        known.sequence = import.changes.sequence.or(known.sequence);
-        Ok(known)
-    }
-
-    /// What can still be read of a damaged state: each record vouches for itself.
-    fn salvage(&self) -> Changes {
-        let mut found = BTreeMap::new();
-        for backwards in [false, true] {
-            let read = guarded(|| {
-                let gate = Gate::new(Box::new(ReadOnly(File::open(self.path())?)))?;
-                let opened = Opened::over(gate)?;
-                let read = Snapshot::of(&opened.database)?.salvage(backwards, &mut found);
-                opened.end();
-                read
-            });
-            if let Err(fault) = read {
-                log::debug!("salvage: {fault}");
-            }
-        }
-        let sequence = found.values().map(|binding| binding.sequence).max();
-        let bindings = found.into_iter().map(|(key, binding)| (key, Some(binding))).collect();
-        let salvaged = Changes { bindings, sequence, ..Changes::default() };
-        // They come from one state, so they agree with each other; if not, none is believed.
-        let agree = nothing().and_then(|memory| commit(&memory, &salvaged, None, false));
-        match agree {
-            Ok(()) => salvaged,
-            Err(fault) => {
-                log::warn!("what can be read of {} contradicts itself: {fault}", self.path().display());
-                Changes::default()
-            }
-        }
-    }
-}
-
-fn builder() -> Builder {
-    let mut builder = Database::builder();
-    builder.set_cache_size(8 << 20);
-    builder
-}
-
-/// An empty state, in memory.
-fn nothing() -> Result<Database, Fault> {
-    let database = builder().create_with_backend(redb::backends::InMemoryBackend::new())?;
-    commit(&database, &Changes::default(), None, true)?;
-    Ok(database)
-}
-
-/// redb takes an empty file for a new one. Ours never is: it is made under another name.
-fn not_empty(file: File) -> Result<File, Fault> {
-    match file.metadata()?.len() {
-        0 => Err(Fault::Damaged("the file is empty".into())),
-        _ => Ok(file),
-    }
-}
-
-/// One transaction, on the disk when this returns.
-fn commit(database: &Database, changes: &Changes, note: Option<u128>, new: bool) -> Result<(), Fault> {
-    let mut transaction = database.begin_write()?;
-    // Records the allocator state, so that a process that ends without closing leaves nothing to repair.
-    transaction.set_quick_repair(true);
-    if new {
-        tables::create(&transaction)?;
-    }
-    tables::write(&transaction, changes, note)?;
-    Ok(transaction.commit()?)
-}
-
-/// An open database. While a panic of redb's unwinds it must not be dropped, because a second panic would end the
-/// process: it is leaked then, and otherwise ended with [`Opened::end`].
-struct Opened {
-    database: ManuallyDrop<Database>,
-    gate: Gate,
-}
-
-impl Opened {
-    fn over(gate: Gate) -> Result<Self, Fault> {
-        let database = builder().create_with_backend(gate.clone())?;
-        Ok(Self { database: ManuallyDrop::new(database), gate })
-    }
-
-    /// Lets go of the file without the writes and syncs that redb would close it with.
-    fn end(mut self) {
-        self.gate.take_away();
-        // The first failing access is what tells redb that there is nothing left to do when it is dropped.
-        let ended = catch_unwind(AssertUnwindSafe(|| {
-            let _ = self.database.check_integrity();
-            drop(ManuallyDrop::into_inner(self.database));
-        }));
-        if ended.is_err() {
-            log::debug!("redb panicked when it was dropped");
-        }
-    }
-}
-
-/// redb indexes into pages without looking: on a garbage page it panics. That is damage like any other.
-fn guarded<T>(act: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str);
-        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(Fault::Damaged(format!("reading it panicked: {said}")))
-    })
 }
 
 fn is_unwritable(error: &io::Error) -> bool {
@@ -521,30 +337,4 @@ fn gains_address(view: &dyn View, changes: &Changes) -> Result<Option<Key>, Faul
         }
     }
     Ok(None)
-}
-
-/// A file that nobody writes to: it stays behind a shut gate.
-#[derive(Debug)]
-struct ReadOnly(File);
-
-impl StorageBackend for ReadOnly {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(out, offset)
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
 }
