@@ -9,7 +9,7 @@
 //! | `owners` | container/ifname | key of the binding it owns, or owned and may still use |
 //! | `meta` | `schema`, `sequence`, `note`, `cursor/N` | number |
 //!
-//! All but the first and the last follow from `bindings`; only [`write`] touches them.
+//! All but the first and the last follow from `bindings`; only [`write()`] touches them.
 
 use crate::{
     address::Address,

@@ -46,7 +46,7 @@ fn damaged_files(dir: &Path) -> usize {
 
 #[test]
 fn the_disk_fails_at_every_operation() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     let before = prepare(dir.path());
     let state = dir.path().join("data/net.redb");
     let image = fs::read(&state).unwrap();
@@ -95,7 +95,7 @@ fn the_disk_fails_at_every_operation() {
 fn a_new_file_fails_at_every_operation() {
     let pools = one_pool();
     for operation in 0.. {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = support::scratch();
         let left = Arc::new(Mutex::new(Some(operation)));
         let failing = store(dir.path()).with_backend(Failing::make(&left));
         let added = add(&failing, &pools, "a", "ca");
@@ -118,7 +118,7 @@ fn a_new_file_fails_at_every_operation() {
 
 #[test]
 fn the_power_goes_at_every_operation() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     let before = prepare(dir.path());
     let state = dir.path().join("data/net.redb");
     let image = fs::read(&state).unwrap();
@@ -159,7 +159,7 @@ fn the_power_goes_at_every_operation() {
 /// others, all but the few whose record was on that very page.
 #[test]
 fn garbage_pages() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     let pools = one_pool();
     let healthy = store(dir.path());
     let names: Vec<String> = (0..120).map(|number| format!("p{number}")).collect();
@@ -232,7 +232,7 @@ fn garbage_pages() {
 fn files_that_are_none() {
     let pools = one_pool();
     for content in [&b""[..], b"x", b"not a database at all, but longer than a header", &[0; 8192]] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = support::scratch();
         fs::create_dir_all(dir.path().join("data")).unwrap();
         fs::write(dir.path().join("data/net.redb"), content).unwrap();
         let store = store(dir.path());
@@ -246,7 +246,7 @@ fn files_that_are_none() {
 
 #[test]
 fn a_newer_schema_is_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     prepare(dir.path());
     let state = dir.path().join("data/net.redb");
     let database = redb::Database::open(&state).unwrap();

@@ -263,7 +263,7 @@ proptest! {
 
     #[test]
     fn the_store_answers_like_the_map(verbs in verbs(), max_idle in prop_oneof![Just(10_000_u64), 0..4_u64]) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = support::scratch();
         let store = |world: &World| {
             let place = ipam_sticky::config::Place { max_idle, ..support::place(dir.path()) };
             Store::new(place, world.boot())
