@@ -69,7 +69,7 @@ impl Cluster {
     /// A cluster for a test, all nodes Ready.
     pub fn up(options: Options) -> Result<Self> {
         let prefix = format!("{}.", unique_id("rig"));
-        let temporary = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir()?;
+        let temporary = tempfile::Builder::new().prefix(&prefix).tempdir()?;
         let place = Place { dir: temporary.path().to_owned(), prefix, stay: false };
         Self::make(options, place, Some(temporary))
     }

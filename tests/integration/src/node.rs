@@ -166,24 +166,21 @@ impl Node {
     }
 
     fn install_plugins(&self) -> Result<()> {
-        let mut dirs = vec![tools::cni_plugins_dir()?];
+        const REFERENCE: &[&str] =
+            &["bridge", "host-local", "loopback", "portmap", "bandwidth", "tuning", "firewall"];
+        let mut programs = vec![(tools::cni_plugins_dir()?, REFERENCE)];
         match self.settings.cni {
-            Cni::Ours | Cni::OursOnFlannel => dirs.push(tools::ours()?),
-            Cni::Flannel => dirs.push(tools::flannel_cni_dir()?),
+            Cni::Ours | Cni::OursOnFlannel => {
+                programs.push((tools::ours()?, &["edgeflannel", "ipam-sticky"]))
+            }
+            Cni::Flannel => programs.push((tools::flannel_cni_dir()?, &["flannel"])),
             Cni::Bridge => {}
         }
         let bin = self.host.path("/opt/cni/bin")?;
-        for dir in dirs {
-            for name in
-                ["bridge", "host-local", "loopback", "portmap", "bandwidth", "tuning", "firewall", "flannel"]
-                    .iter()
-                    .chain(&["edgeflannel", "ipam-sticky"])
-            {
-                let program = dir.join(name);
-                if program.exists() {
-                    fs::copy(&program, bin.join(name))
-                        .with_context(|| format!("cannot install {program:?}"))?;
-                }
+        for (dir, names) in programs {
+            for name in names {
+                fs::copy(dir.join(name), bin.join(name))
+                    .with_context(|| format!("cannot install {name} from {dir:?}"))?;
             }
         }
         Ok(())
@@ -223,7 +220,7 @@ impl Node {
         self.daemons.reap()
     }
 
-    /// Power on and what an init system would do: forwarding, containerd, kubelet. No link: see `Cluster::reboot` for a node with a network.
+    /// Power on and what an init system would do: forwarding, containerd, kubelet. No link: see `NodeHandle::power_on` for a node with a network.
     pub fn power_on(&mut self) -> Result<()> {
         self.host.power_on()?;
         self.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").map(drop)

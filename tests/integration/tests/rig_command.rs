@@ -101,3 +101,16 @@ fn a_rig_that_was_killed_while_it_came_up_is_removed_by_down() {
     assert!(left.is_empty(), "left: {}", leaks::list(&left));
     assert_eq!(leaks::named(&rig.name), [""; 0]);
 }
+
+/// `down` removes a folder: of all words, the rig's name must not lead elsewhere.
+#[test]
+fn a_name_that_is_a_path_is_refused() {
+    for name in ["", ".", "..", "../tools", "a/b", "A"] {
+        let rig = tools::rig().unwrap();
+        for command in ["up", "down", "status"] {
+            let out =
+                run(Command::new(rig).args([command, "--name", name]), b"", Duration::from_secs(10)).unwrap();
+            assert!(out.stderr.contains("a rig's name is made of"), "{command} {name:?}: {out:?}");
+        }
+    }
+}

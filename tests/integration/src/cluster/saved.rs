@@ -6,7 +6,7 @@ use crate::daemons::{Daemons, DaemonsRecord};
 use crate::go::cache;
 use crate::network::{Network, NetworkRecord};
 use crate::node::{Node, NodeRecord};
-use crate::sweep::RIGS;
+use crate::sweep::{RIGS, sweep};
 use crate::topology::Options;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -28,15 +28,19 @@ pub fn rigs_dir() -> PathBuf {
     cache().join("rigs")
 }
 
+/// A rig's folder. Checked, since `down` removes it with all that is in it.
+fn dir_of(name: &str) -> Result<PathBuf> {
+    ensure!(
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+        "{name:?}: a rig's name is made of a-z, 0-9 and -"
+    );
+    Ok(rigs_dir().join(name))
+}
+
 impl Cluster {
     /// A cluster that stays until `rig down`.
     pub fn up_named(name: &str, options: Options) -> Result<Self> {
-        ensure!(
-            !name.is_empty()
-                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
-            "{name:?}: a rig's name is made of a-z, 0-9 and -"
-        );
-        let dir = rigs_dir().join(name);
+        let dir = dir_of(name)?;
         ensure!(!dir.exists(), "rig {name} is there already: `rig down --name {name}` removes it");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {dir:?}"))?;
         let place = Place { dir, prefix: format!("{RIGS}{name}."), stay: true };
@@ -59,15 +63,31 @@ impl Cluster {
         fs::rename(&new, &file).with_context(|| format!("cannot write {file:?}"))
     }
 
+    /// Removes the cluster that `rig up --name NAME` made, or began to make.
+    pub fn down_named(name: &str) -> Result<()> {
+        match Self::load(name) {
+            Ok(cluster) => cluster.down(),
+            Err(error) => {
+                let dir = dir_of(name)?;
+                if !dir.exists() {
+                    return Err(error);
+                }
+                // Killed before it wrote anything down, or written down by another version.
+                sweep(&format!("{RIGS}{name}."))?;
+                fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {dir:?}"))
+            }
+        }
+    }
+
     /// The cluster that `rig up --name NAME` made.
     pub fn load(name: &str) -> Result<Self> {
-        let file = rigs_dir().join(name).join("rig.json");
+        let file = dir_of(name)?.join("rig.json");
         let text = fs::read(&file).with_context(|| {
             format!("there is no rig {name} (no {}): `rig up --name {name}` makes it", file.display())
         })?;
         let record: Record = serde_json::from_slice(&text).with_context(|| {
             format!(
-                "{} was written by another version: `rig down --all` removes what it can find",
+                "{} was written by another version: `rig down --name {name}` removes what there is of it",
                 file.display()
             )
         })?;

@@ -59,7 +59,7 @@ fn run(words: &[String]) -> Result<u8> {
         Request::BuildForTests => tools::build_for_tests()?,
         Request::Demo => demo::run()?,
         Request::Up(options) => up(&name, options)?,
-        Request::Down => load()?.down()?,
+        Request::Down => Cluster::down_named(&name)?,
         Request::DownAll => down_all()?,
         Request::Cut(what) => load()?.cut(&what)?,
         Request::Heal(what) => load()?.heal(what.as_deref())?,
@@ -116,12 +116,8 @@ fn up(name: &str, options: integration::topology::Options) -> Result<()> {
 /// Every rig that has a record, then what is left of those that have none.
 fn down_all() -> Result<()> {
     let rigs = rigs_dir();
-    for name in
-        fs::read_dir(&rigs).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok())
-    {
-        if let Err(error) = Cluster::load(&name).and_then(Cluster::down) {
-            eprintln!("rig: {name}: {error:#}; what is left of it is removed now");
-        }
+    for rig in fs::read_dir(&rigs).into_iter().flatten().flatten() {
+        Cluster::down_named(&rig.file_name().to_string_lossy())?;
     }
     sweep(RIGS)?;
     if rigs.exists() {
