@@ -71,7 +71,7 @@ impl Store {
 
     /// The bindings that a new state begins with. After damage, what can be read of the old state and every pod
     /// that the node remembers; otherwise the pods that run, or that host-local has.
-    fn known(&self, damaged: bool) -> Result<Changes, Fault> {
+    pub(crate) fn known(&self, damaged: bool) -> Result<Changes, Fault> {
         let lives = |netns: &str| Path::new(netns).exists();
         let cached = recover::result_cache(&self.place, &self.boot, &lives);
         let mut traces: Vec<recover::Trace> =

@@ -199,6 +199,9 @@ impl Store {
     /// Decides and commits, making or mending the file first if need be.
     fn write<T>(&self, lock: &Lock, decide: Decide<T>) -> Result<Result<T, Refusal>, Fault> {
         if !self.path().exists() {
+            if let Some(answered) = self.without_file(decide)? {
+                return Ok(answered);
+            }
             self.create(None)?;
         }
         match guarded(|| self.transact(lock, decide)) {
@@ -207,6 +210,19 @@ impl Store {
                 guarded(|| self.transact(lock, decide))
             }
             result => result,
+        }
+    }
+
+    /// What needs no file leaves none: a refusal, or the DEL of somebody we never heard of, where the node remembers
+    /// nothing either. `None` when a file must be made.
+    fn without_file<T>(&self, decide: Decide<T>) -> Result<Option<Result<T, Refusal>>, Fault> {
+        if !self.known(false)?.is_empty() {
+            return Ok(None);
+        }
+        match decide(&Snapshot::of(&nothing()?)?) {
+            Ok((answer, changes)) => Ok(changes.is_empty().then_some(Ok(answer))),
+            Err(Refusal::Fault(fault)) => Err(fault),
+            Err(refusal) => Ok(Some(Err(refusal))),
         }
     }
 
