@@ -34,7 +34,7 @@ use crate::network::Network;
 use crate::node::{Node, Settings};
 use crate::sweep::sweep;
 use crate::topology::{Options, Site, plan};
-use crate::{containerd, kube_proxy, tools};
+use crate::{containerd, konnectivity, kube_proxy, tools};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -98,7 +98,7 @@ impl Cluster {
         // From here on a failure still finds everything to remove.
         cluster.save()?;
         cluster.control_plane.make_certificates(&sites)?;
-        cluster.control_plane.start_api(&cluster.network.cloud)?;
+        cluster.start_api()?;
         say("networks, certificates, etcd and API server started");
         cluster.boot_nodes(&sites)?;
         cluster.save()?;
@@ -113,6 +113,15 @@ impl Cluster {
         cluster.save()?;
         say("all nodes Ready");
         Ok(cluster)
+    }
+
+    fn start_api(&mut self) -> Result<()> {
+        let (cloud, dir) = (&self.network.cloud, &self.place.dir);
+        let egress = match self.options.konnectivity {
+            true => Some(konnectivity::start_server(cloud, dir, &mut self.control_plane.daemons)?),
+            false => None,
+        };
+        self.control_plane.start_api(cloud, egress.as_deref())
     }
 
     /// Boots all nodes side by side, up to a containerd with images.
@@ -297,6 +306,9 @@ fn start_extras(node: &mut Node, options: &Options) -> Result<()> {
     }
     if options.kube_proxy {
         kube_proxy::start(node)?;
+    }
+    if options.konnectivity {
+        konnectivity::start_agent(node)?;
     }
     Ok(())
 }

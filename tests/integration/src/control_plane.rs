@@ -43,6 +43,7 @@ impl ControlPlane {
         let api_names = [&cloud, "127.0.0.1", "10.96.0.1", "localhost", "kubernetes", "kubernetes.default"];
         let api_names = [&api_names[..], &["kubernetes.default.svc"]].concat();
         ca.leaf(&pki, "apiserver", Subject::new("kube-apiserver", None), Usage::Server, &api_names)?;
+        ca.leaf(&pki, "konnectivity", Subject::new("konnectivity-server", None), Usage::Server, &[&cloud])?;
         front.leaf(&pki, "front-proxy", Subject::new("front-proxy-client", None), Usage::Client, &[])?;
         for (name, common_name, group) in [
             ("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters")),
@@ -93,8 +94,9 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Starts etcd and the API server; [`ControlPlane::wait_ready`] waits for them.
-    pub fn start_api(&mut self, cloud: &Host) -> Result<()> {
+    /// Starts etcd and the API server; [`ControlPlane::wait_ready`] waits for them. With an `egress` configuration, connections to
+    /// nodes go through the tunnel that it names.
+    pub fn start_api(&mut self, cloud: &Host, egress: Option<&Path>) -> Result<()> {
         let mut etcd = cloud.command("etcd")?;
         etcd.args(["--name=rig", "--listen-client-urls=http://127.0.0.1:2379"]);
         etcd.args([
@@ -120,7 +122,15 @@ impl ControlPlane {
             "--service-account-issuer=https://kubernetes.default.svc",
             "--enable-aggregator-routing=true",
         ]);
-        api.args(["--kubelet-preferred-address-types=InternalIP,Hostname", "--profiling=false"]);
+        api.arg("--profiling=false");
+        match egress {
+            Some(config) => {
+                api.arg(format!("--egress-selector-config-file={}", config.display()));
+                // A node's name is unique where its address may not be.
+                api.arg("--kubelet-preferred-address-types=Hostname,InternalIP");
+            }
+            None => drop(api.arg("--kubelet-preferred-address-types=InternalIP,Hostname")),
+        }
         api.args([
             "--requestheader-allowed-names=front-proxy-client",
             "--requestheader-username-headers=X-Remote-User",

@@ -32,6 +32,7 @@ pub mod go;
 pub mod host;
 pub mod host_init;
 pub mod images;
+pub mod konnectivity;
 pub mod kube_proxy;
 pub mod kubelet;
 pub mod leaks;

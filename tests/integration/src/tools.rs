@@ -102,7 +102,6 @@ pub fn metrics_server() -> Result<PathBuf> {
 /// Builds all of the above that is missing.
 pub fn build_all() -> Result<()> {
     build_for_tests()?;
-    konnectivity_dir()?;
     metrics_server()?;
     Ok(())
 }
@@ -110,7 +109,7 @@ pub fn build_all() -> Result<()> {
 /// Builds what the tests use and is missing, so that none of them has to.
 pub fn build_for_tests() -> Result<()> {
     cnitool()?;
-    build_for(&Options { cni: Cni::Flannel, kube_proxy: true, ..Options::default() })
+    build_for(&Options { cni: Cni::Flannel, kube_proxy: true, konnectivity: true, ..Options::default() })
 }
 
 /// Builds what a cluster like this needs and is missing.
@@ -121,6 +120,9 @@ pub fn build_for(options: &Options) -> Result<()> {
     }
     if options.kube_proxy {
         kube_proxy()?;
+    }
+    if options.konnectivity {
+        konnectivity_dir()?;
     }
     if options.cni.wants_flanneld() {
         flanneld()?;

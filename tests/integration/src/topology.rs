@@ -36,6 +36,8 @@ pub struct Options {
     pub disk_images: bool,
     /// kube-proxy on each node.
     pub kube_proxy: bool,
+    /// Kubernetes' own tunnel, through which `kubectl logs` and `exec` reach nodes behind a NAT.
+    pub konnectivity: bool,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             wan: Wan::default(),
             disk_images: false,
             kube_proxy: false,
+            konnectivity: false,
         }
     }
 }

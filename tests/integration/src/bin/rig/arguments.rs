@@ -103,6 +103,7 @@ fn options(words: &[String]) -> Result<Options> {
             "--cni" => options.cni = value()?.parse::<Cni>()?,
             "--wan" => options.wan = value()?.parse()?,
             "--disk-images" => options.disk_images = true,
+            "--konnectivity" => options.konnectivity = true,
             "--kube-proxy" => options.kube_proxy = true,
             _ => bail!("up: {word} is not understood; `rig help` says what is"),
         }

@@ -23,6 +23,7 @@ usage: rig COMMAND [--name RIG]
   up [--nodes N]              a cluster of node1 ... nodeN (2), control plane in the cloud
      [--site A:node1,node2]   these nodes share one LAN behind one uplink; others have a site each
      [--nat node2,node3]      their sites are behind a NAT   [--same-address] and use the same addresses
+     [--konnectivity]         Kubernetes' own tunnel, for logs and exec on nodes behind a NAT
      [--cni ours|bridge|flannel|ours-on-flannel]   [--kube-proxy]
      [--wan delay=50ms,loss=1%,rate=20mbit]   what the uplinks are like
      [--disk-images]          so that `reboot --power-cut` can lose what was not synced
