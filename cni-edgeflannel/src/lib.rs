@@ -1,0 +1,11 @@
+//! Pod networking of an edge node: flannel's VXLAN overlay, and what a pod needs on top of it.
+//!
+//! Two binaries share this library: the CNI plugin `edgeflannel` and the node daemon `edgeflanneld`. What must
+//! be is computed from the node's own record ([`record`]), compared with what the kernel has, and the
+//! difference is carried out ([`overlay`]); doing it again changes nothing.
+
+pub mod mac;
+pub mod netns;
+pub mod record;
+pub mod subnet_env;
+pub mod sysctl;

@@ -1,0 +1,58 @@
+//! A pod's network namespace, and how to do something inside it.
+//!
+//! A netlink socket belongs for ever to the namespace it was opened in, so the thread enters only for a
+//! moment: to open a socket, or to write sysctls, which go by the calling thread's namespace.
+
+use nix::sched::{CloneFlags, setns};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    path::Path,
+};
+
+/// An open network namespace. It cannot vanish while this is held.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+}
+
+impl Netns {
+    /// Opens the namespace at a path, usually /var/run/netns/NAME or /proc/PID/ns/net.
+    ///
+    /// # Errors
+    /// When the path cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        File::open(path).map(|file| Self { file })
+    }
+
+    /// The namespace that this thread is in.
+    ///
+    /// # Errors
+    /// When /proc is not there.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// For `IFLA_NET_NS_FD`.
+    #[must_use]
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Runs `act` inside the namespace, on this thread, and comes back.
+    ///
+    /// # Errors
+    /// When the way in or back fails, or `act` does. If the way back fails, nothing more may be done on this
+    /// thread: the caller gives up.
+    pub fn within<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let home = Self::current()?;
+        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|e| {
+            io::Error::new(io::Error::from(e).kind(), format!("enter the network namespace: {e}"))
+        })?;
+        let done = act();
+        setns(&home.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| io::Error::other(format!("return from the pod's network namespace: {e}")))?;
+        done
+    }
+}
