@@ -5,6 +5,7 @@
 //! Everything here is plain data: no clock, no disk, no kernel.
 
 pub mod store;
+mod tables;
 
 pub use store::{Loaded, RecordStore, StoreError};
 
