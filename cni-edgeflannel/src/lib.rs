@@ -4,6 +4,8 @@
 //! be is computed from the node's own record ([`record`]), compared with what the kernel has, and the
 //! difference is carried out ([`overlay`]); doing it again changes nothing.
 
+pub mod cluster;
+pub mod flags;
 pub mod mac;
 pub mod netns;
 pub mod record;
