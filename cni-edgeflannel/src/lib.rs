@@ -7,7 +7,10 @@
 pub mod cluster;
 pub mod flags;
 pub mod mac;
+pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod record;
 pub mod subnet_env;
 pub mod sysctl;
+pub mod underlay;

@@ -7,7 +7,10 @@ use nix::sched::{CloneFlags, setns};
 use std::{
     fs::File,
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::MetadataExt,
+    },
     path::Path,
 };
 
@@ -32,6 +35,15 @@ impl Netns {
     /// When /proc is not there.
     pub fn current() -> io::Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Whether this thread is in it.
+    ///
+    /// # Errors
+    /// When /proc is not there.
+    pub fn is_current(&self) -> io::Result<bool> {
+        let (this, current) = (self.file.metadata()?, Self::current()?.file.metadata()?);
+        Ok((this.dev(), this.ino()) == (current.dev(), current.ino()))
     }
 
     /// For `IFLA_NET_NS_FD`.

@@ -1,0 +1,690 @@
+//! The kernel's link, address, route and neighbour tables (rtnetlink), as verbs.
+//!
+//! One of the two files that speak to a kernel socket. A [`Netlink`] belongs to the network namespace it was
+//! opened in. Each verb is one request; what the kernel says against it comes back with the operation in
+//! front: "add route 0.0.0.0/0 via 10.244.1.1: File exists". The kernel answers while it takes the request,
+//! so requests are sent one after another: several in flight are slower (measured).
+
+use crate::mac::Mac;
+use cni::Route;
+use futures_util::StreamExt;
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage as Message,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{
+        AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
+        InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteScope},
+};
+use nix::libc;
+use rtnetlink::{
+    AddressMessageBuilder, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    RouteMessageBuilder,
+};
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::RawFd,
+    time::Duration,
+};
+
+/// The kernel answers at once. A message that the library cannot read would otherwise wait for ever.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A request that the kernel refused, or that could not be made.
+#[derive(Debug)]
+pub struct Error {
+    what: String,
+    source: io::Error,
+}
+
+impl Error {
+    /// The kernel's error number, 0 when it did not come from the kernel.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        self.source.raw_os_error().unwrap_or(0)
+    }
+
+    /// What was to be changed or removed is not there.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self.errno(), libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
+    }
+
+    /// What was to be made is there already.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.errno() == libc::EEXIST
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A device as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Number in its namespace.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Hardware address.
+    pub mac: Option<Mac>,
+    /// MTU.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Asked to be promiscuous (by a person or by us, not by the kernel).
+    pub promiscuous: bool,
+    /// What kind of device.
+    pub kind: Kind,
+    /// Of a veth: the number of the other end, in that one's namespace.
+    pub peer: Option<u32>,
+    /// Number of the bridge (or other controller) that it is a port of.
+    pub controller: Option<u32>,
+    /// What `ip link` shows as alias.
+    pub alias: Option<String>,
+    /// Settings as a port of a bridge.
+    pub port: Option<Port>,
+}
+
+/// Device kinds that are told apart here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A software bridge.
+    Bridge,
+    /// One end of a veth pair.
+    Veth,
+    /// Anything else.
+    Other,
+}
+
+/// A device as a port of a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// Sends back through the port that a frame came from.
+    pub hairpin: bool,
+    /// Exchanges frames only with ports that are not isolated.
+    pub isolated: bool,
+    /// Takes part: frames pass.
+    pub forwarding: bool,
+}
+
+/// A bridge to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewBridge {
+    /// Name.
+    pub name: String,
+    /// Fixed from the start, so it never follows a port's.
+    pub mac: Option<Mac>,
+    /// MTU until ports determine it.
+    pub mtu: u32,
+    /// Promiscuous.
+    pub promiscuous: bool,
+}
+
+/// A veth pair to be made, one end straight in another namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVeth {
+    /// This end.
+    pub name: String,
+    /// This end's hardware address.
+    pub mac: Mac,
+    /// The other end's name.
+    pub peer: String,
+    /// The other end's hardware address.
+    pub peer_mac: Mac,
+    /// Of both ends.
+    pub mtu: u32,
+}
+
+/// An address on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Address with prefix length.
+    pub cidr: IpNetwork,
+    /// Valid everywhere, as against link or host scope.
+    pub global: bool,
+    /// Neither leased nor from a router advertisement.
+    pub permanent: bool,
+}
+
+/// One rtnetlink socket.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a socket in this thread's network namespace. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn open() -> io::Result<Self> {
+        // Strict checking makes the kernel honour the filters in dump requests.
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The device of this name, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than there being none.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
+        let ask = without_stats(LinkUnspec::new_with_name(name).build());
+        self.one_link(ask, || format!("look up device {name}")).await
+    }
+
+    /// The device of this number, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than there being none.
+    pub async fn link_at(&self, index: u32) -> Result<Option<Link>, Error> {
+        let ask = without_stats(LinkUnspec::new_with_index(index).build());
+        self.one_link(ask, || format!("look up device {index}")).await
+    }
+
+    async fn one_link(&self, ask: LinkMessage, what: impl Fn() -> String) -> Result<Option<Link>, Error> {
+        match self.ask(Message::GetLink(ask), 0, what).await {
+            Ok(answers) => Ok(answers.iter().find_map(read_link)),
+            Err(e) if e.is_gone() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All devices.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let ask = without_stats(LinkMessage::default());
+        let answers = self.ask(Message::GetLink(ask), NLM_F_DUMP, || "list devices".into()).await?;
+        Ok(answers.iter().filter_map(read_link).collect())
+    }
+
+    /// Makes a bridge, up.
+    ///
+    /// # Errors
+    /// When the kernel refuses; [`Error::is_there`] when a device of this name exists.
+    pub async fn add_bridge(&self, bridge: &NewBridge) -> Result<(), Error> {
+        let mut message = LinkBridge::new(&bridge.name).mtu(bridge.mtu);
+        if let Some(mac) = bridge.mac {
+            message = message.address(mac.0.to_vec());
+        }
+        if bridge.promiscuous {
+            message = message.promiscuous(true);
+        }
+        self.create(Message::NewLink(message.build()), || format!("make bridge {}", bridge.name)).await
+    }
+
+    /// Makes a veth pair: this end up and a port of `bridge`, the other one down in `netns`, everything in one
+    /// message. (The other end cannot be brought up in it: the kernel wants its peer registered first.)
+    ///
+    /// # Errors
+    /// When the kernel refuses; then neither end is there.
+    pub async fn add_veth(&self, veth: &NewVeth, bridge: u32, netns: RawFd) -> Result<(), Error> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(&veth.peer)
+            .address(veth.peer_mac.0.to_vec())
+            .mtu(veth.mtu)
+            .setns_by_fd(netns)
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .name(&veth.name)
+            .address(veth.mac.0.to_vec())
+            .mtu(veth.mtu)
+            .controller(bridge)
+            .up()
+            .build();
+        self.create(Message::NewLink(message), || format!("make veth {} with peer {}", veth.name, veth.peer))
+            .await
+    }
+
+    /// Deletes a device by name.
+    ///
+    /// # Errors
+    /// When the kernel refuses; [`Error::is_gone`] when there is none.
+    pub async fn delete_link(&self, name: &str) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_name(name).build();
+        self.change(Message::DelLink(message), || format!("delete device {name}")).await
+    }
+
+    /// Brings a device up.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn up(&self, index: u32) -> Result<(), Error> {
+        self.set(LinkUnspec::new_with_index(index).up().build(), || format!("bring device {index} up")).await
+    }
+
+    /// Makes a bridge as it should be: up, its hardware address its own (a bridge whose address was set never
+    /// takes that of a port), promiscuous or not.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_bridge(&self, index: u32, mac: Option<Mac>, promiscuous: bool) -> Result<(), Error> {
+        let mut message = LinkUnspec::new_with_index(index).up().promiscuous(promiscuous);
+        if let Some(mac) = mac {
+            message = message.address(mac.0.to_vec());
+        }
+        self.set(message.build(), || format!("set up bridge {index}")).await
+    }
+
+    /// Sets a device's hardware address. Setting the one it has makes the kernel announce it to the neighbours
+    /// (`inetdev_event` and `ndisc_netdev_event` of the kernel, on NETDEV_CHANGEADDR) when `arp_notify` and
+    /// `ndisc_notify` are on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mac(&self, index: u32, mac: Mac) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
+        self.set(message, || format!("set address {mac} of device {index}")).await
+    }
+
+    /// Settings of a bridge's port, with the device's alias, in one message. The port gets no IPv6 address of
+    /// its own: whatever it receives goes to the bridge.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_port(
+        &self,
+        index: u32,
+        hairpin: bool,
+        isolated: bool,
+        alias: Option<&str>,
+    ) -> Result<(), Error> {
+        let mut message = LinkBridgePort::new(index).hairpin(hairpin).isolated(isolated);
+        if let Some(alias) = alias {
+            message = message.alias(alias);
+        }
+        let no_address = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let family = AfSpecUnspec::Inet6(vec![no_address]);
+        let message = message.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![family])).build();
+        match self.set(message.clone(), || format!("set up bridge port {index}")).await {
+            // A kernel without IPv6 knows no such family.
+            Err(e) if matches!(e.errno(), libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {
+                let mut message = message;
+                message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::AfSpecUnspec(_)));
+                self.set(message, || format!("set up bridge port {index}")).await
+            }
+            other => other,
+        }
+    }
+
+    /// Takes a port off its bridge and down.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn detach(&self, index: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).nocontroller().down().build();
+        self.set(message, || format!("take device {index} off its bridge")).await
+    }
+
+    /// Makes a device a port of a bridge, up.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn attach(&self, index: u32, bridge: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).controller(bridge).up().build();
+        self.set(message, || format!("make device {index} a port of bridge {bridge}")).await
+    }
+
+    /// The addresses of a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn addresses(&self, index: u32) -> Result<Vec<Address>, Error> {
+        let mut ask = AddressMessage::default();
+        ask.header.index = index;
+        let what = || format!("list addresses of device {index}");
+        let answers = self.ask(Message::GetAddress(ask), NLM_F_DUMP, what).await?;
+        // A kernel that knows no strict checking (before 5.0) sends those of all devices.
+        Ok(answers.iter().filter_map(|answer| read_address(answer, index)).collect())
+    }
+
+    /// Puts an address on a device, usable at once (IPv6: without duplicate address detection).
+    ///
+    /// # Errors
+    /// When the kernel refuses; [`Error::is_there`] when it has it.
+    pub async fn add_address(&self, index: u32, cidr: IpNetwork) -> Result<(), Error> {
+        let mut message = address_message(index, cidr);
+        if cidr.is_ipv6() {
+            message.header.flags |= AddressHeaderFlags::Nodad;
+        }
+        self.create(Message::NewAddress(message), || format!("add address {cidr} to device {index}")).await
+    }
+
+    /// Takes an address off a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses; [`Error::is_gone`] when it has none such.
+    pub async fn delete_address(&self, index: u32, cidr: IpNetwork) -> Result<(), Error> {
+        let message = address_message(index, cidr);
+        self.change(Message::DelAddress(message), || format!("delete address {cidr} of device {index}")).await
+    }
+
+    /// Adds a route through a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses; [`Error::is_there`] when there is one to this destination.
+    pub async fn add_route(&self, index: u32, route: &Route) -> Result<(), Error> {
+        let what = || match route.gw {
+            Some(gw) => format!("add route {} via {gw}", route.dst),
+            None => format!("add route {}", route.dst),
+        };
+        self.create(Message::NewRoute(route_message(index, route)), what).await
+    }
+
+    /// The routes of one family through a device, in all tables but `local`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn routes(&self, index: u32, v4: bool) -> Result<Vec<Route>, Error> {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let answers = self.ask(Message::GetRoute(ask), NLM_F_DUMP, || "list routes".into()).await?;
+        Ok(answers.iter().filter_map(|answer| read_route(answer, index)).collect())
+    }
+
+    /// The port behind which a bridge knows a hardware address to be (`br_fdb_get`; kernel 5.0).
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than not knowing it.
+    pub async fn port_of(&self, bridge: u32, mac: Mac) -> Result<Option<u32>, Error> {
+        let mut ask = NeighbourMessage::default();
+        ask.header.family = AddressFamily::Bridge;
+        ask.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        ask.attributes.push(NeighbourAttribute::Controller(bridge));
+        let found = self.neighbour(ask, || format!("look up {mac} on bridge {bridge}")).await?;
+        // An entry of the bridge itself is its own address.
+        Ok(found.map(|entry| entry.header.ifindex).filter(|index| *index != bridge))
+    }
+
+    /// The hardware address that a device's neighbour table has for an address.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than having none.
+    pub async fn neighbour_mac(&self, index: u32, address: IpAddr) -> Result<Option<Mac>, Error> {
+        let mut ask = NeighbourMessage::default();
+        ask.header.family = family(address);
+        ask.header.ifindex = index;
+        ask.attributes.push(NeighbourAttribute::Destination(match address {
+            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+        }));
+        let found = self.neighbour(ask, || format!("look up neighbour {address}")).await?;
+        Ok(found.and_then(|entry| {
+            entry.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => Mac::from_bytes(bytes),
+                _ => None,
+            })
+        }))
+    }
+
+    async fn neighbour(
+        &self,
+        ask: NeighbourMessage,
+        what: impl Fn() -> String,
+    ) -> Result<Option<NeighbourMessage>, Error> {
+        match self.ask(Message::GetNeighbour(ask), 0, what).await {
+            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+                Message::NewNeighbour(entry) => Some(entry),
+                _ => None,
+            })),
+            Err(e) if e.is_gone() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Tells a port's bridge that a hardware address is behind this port and stays there: not learned, not
+    /// forgotten, not moved by a frame that another port sends under it (NTF_STICKY).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn pin(&self, port: u32, mac: Mac) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = port;
+        message.header.state = NeighbourState::Noarp;
+        message.header.flags = NeighbourFlags::Controller | NeighbourFlags::Sticky;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let what = || format!("pin {mac} to bridge port {port}");
+        self.ask(Message::NewNeighbour(message), flags, what).await.map(drop)
+    }
+
+    async fn create(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
+        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, what).await.map(drop)
+    }
+
+    async fn change(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
+        self.ask(message, NLM_F_ACK, what).await.map(drop)
+    }
+
+    /// RTM_NEWLINK without NLM_F_CREATE changes a device; unlike RTM_SETLINK it takes port settings too.
+    async fn set(&self, message: LinkMessage, what: impl Fn() -> String) -> Result<(), Error> {
+        self.change(Message::NewLink(message), what).await
+    }
+
+    /// One request and everything that the kernel answers.
+    async fn ask(
+        &self,
+        message: Message,
+        flags: u16,
+        what: impl Fn() -> String,
+    ) -> Result<Vec<Message>, Error> {
+        let failed = |source: io::Error| Error { what: what(), source };
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(request)
+            .map_err(|_| failed(io::Error::other("the netlink socket is closed")))?;
+        let mut collected = Vec::new();
+        let collect = async {
+            while let Some(answer) = answers.next().await {
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => collected.push(message),
+                    NetlinkPayload::Error(error) => return Err(failed(error.to_io())),
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(ANSWER_LIMIT, collect).await {
+            Ok(done) => done.map(|()| collected),
+            Err(_) => Err(failed(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer from the kernel within {} s", ANSWER_LIMIT.as_secs()),
+            ))),
+        }
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn without_stats(mut ask: LinkMessage) -> LinkMessage {
+    ask.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    ask
+}
+
+fn address_message(index: u32, cidr: IpNetwork) -> AddressMessage {
+    match cidr {
+        IpNetwork::V4(v4) => {
+            AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(v4.ip(), v4.prefix()).build()
+        }
+        IpNetwork::V6(v6) => {
+            AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6.ip(), v6.prefix()).build()
+        }
+    }
+}
+
+fn route_message(index: u32, route: &Route) -> RouteMessage {
+    let mut message = match route.dst {
+        IpNetwork::V4(v4) => {
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4.network(), v4.prefix()).build()
+        }
+        IpNetwork::V6(v6) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6.network(), v6.prefix()).build()
+        }
+    };
+    message.attributes.push(RouteAttribute::Oif(index));
+    match route.gw {
+        Some(gw) => message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gw))),
+        None => message.header.scope = RouteScope::Link,
+    }
+    if let Some(scope) = route.scope {
+        message.header.scope = RouteScope::from(scope);
+    }
+    match route.table.map(u8::try_from) {
+        Some(Ok(table)) => message.header.table = table,
+        Some(Err(_)) => message.attributes.extend(route.table.map(RouteAttribute::Table)),
+        None => {}
+    }
+    message.attributes.extend(route.priority.map(RouteAttribute::Priority));
+    let metrics: Vec<RouteMetric> = [route.mtu.map(RouteMetric::Mtu), route.advmss.map(RouteMetric::Advmss)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    message
+}
+
+fn read_link(message: &Message) -> Option<Link> {
+    let Message::NewLink(message) = message else { return None };
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        promiscuous: flags.contains(LinkFlags::Promisc),
+        kind: Kind::Other,
+        peer: None,
+        controller: None,
+        alias: None,
+        port: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = Mac::from_bytes(bytes),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => link.peer = Some(*index),
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(InfoKind::Bridge) => link.kind = Kind::Bridge,
+                        LinkInfo::Kind(InfoKind::Veth) => link.kind = Kind::Veth,
+                        LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
+                            link.port = Some(read_port(infos))
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn read_port(infos: &[InfoBridgePort]) -> Port {
+    let mut port = Port { hairpin: false, isolated: false, forwarding: false };
+    for info in infos {
+        match info {
+            InfoBridgePort::HairpinMode(on) => port.hairpin = *on,
+            InfoBridgePort::Isolated(on) => port.isolated = *on,
+            InfoBridgePort::State(state) => port.forwarding = *state == BridgePortState::Forwarding,
+            _ => {}
+        }
+    }
+    port
+}
+
+fn read_address(message: &Message, index: u32) -> Option<Address> {
+    let Message::NewAddress(message) = message else { return None };
+    if message.header.index != index {
+        return None;
+    }
+    let (mut address, mut local) = (None, None);
+    let mut permanent = message.header.flags.contains(AddressHeaderFlags::Permanent);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Flags(flags) => permanent = flags.contains(AddressFlags::Permanent),
+            _ => {}
+        }
+    }
+    let cidr = IpNetwork::new(local.or(address)?, message.header.prefix_len).ok()?;
+    Some(Address { cidr, global: message.header.scope == AddressScope::Universe, permanent })
+}
+
+/// Number of the kernel's table of its own addresses (`RT_TABLE_LOCAL`).
+const TABLE_LOCAL: u32 = 255;
+
+fn read_route(message: &Message, index: u32) -> Option<Route> {
+    let Message::NewRoute(message) = message else { return None };
+    let any: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let address = |address: &RouteAddress| match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    };
+    let (mut dst, mut through) = (any, None);
+    let mut table = u32::from(message.header.table);
+    let mut route = Route::new(IpNetwork::new(any, 0).ok()?, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(to) => dst = address(to)?,
+            RouteAttribute::Gateway(gw) => route.gw = address(gw),
+            RouteAttribute::Oif(oif) => through = Some(*oif),
+            RouteAttribute::Priority(priority) => route.priority = Some(*priority),
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
+                        RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if through != Some(index) || table == TABLE_LOCAL {
+        return None;
+    }
+    route.dst = IpNetwork::new(dst, message.header.destination_prefix_length).ok()?;
+    route.table = Some(table);
+    route.scope = Some(u8::from(message.header.scope));
+    Some(route)
+}
