@@ -10,6 +10,7 @@ pub mod mac;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod overlay;
 pub mod record;
 pub mod subnet_env;
 pub mod sysctl;

@@ -34,6 +34,8 @@ pub struct Chain {
 pub enum Hook {
     /// `type nat hook postrouting priority srcnat`
     SourceNat,
+    /// `type filter hook forward priority filter`
+    Forward,
 }
 
 /// Matches, all of which must hold, and what then happens.
@@ -52,8 +54,12 @@ pub enum Match {
     Mark(u32),
     /// The sender is in this network.
     From(IpNetwork),
+    /// The packet is of this network's family and its sender is not in it.
+    NotFrom(IpNetwork),
     /// The receiver is in this network.
     To(IpNetwork),
+    /// The packet is of this network's family and its receiver is not in it.
+    NotTo(IpNetwork),
 }
 
 /// A consequence.
@@ -61,8 +67,13 @@ pub enum Match {
 pub enum Verdict {
     /// Leave the chain.
     Return,
-    /// Put this node's address in the place of the sender's, with a random port.
-    Masquerade,
+    /// Let it pass, as far as this chain is asked.
+    Accept,
+    /// Put this node's address in the place of the sender's.
+    Masquerade {
+        /// With a random port, so that two senders do not race for one (kubernetes#62628).
+        fully_random: bool,
+    },
 }
 
 /// The rule in nft's own words: also its comment.
@@ -72,12 +83,16 @@ impl fmt::Display for Rule {
             match condition {
                 Match::Mark(bits) => write!(f, "meta mark & {bits:#x} == {bits:#x} ")?,
                 Match::From(net) => write!(f, "{} saddr {net} ", ip(net))?,
+                Match::NotFrom(net) => write!(f, "{} saddr != {net} ", ip(net))?,
                 Match::To(net) => write!(f, "{} daddr {net} ", ip(net))?,
+                Match::NotTo(net) => write!(f, "{} daddr != {net} ", ip(net))?,
             }
         }
         f.write_str(match self.verdict {
             Verdict::Return => "return",
-            Verdict::Masquerade => "masquerade fully-random",
+            Verdict::Accept => "accept",
+            Verdict::Masquerade { fully_random: true } => "masquerade fully-random",
+            Verdict::Masquerade { fully_random: false } => "masquerade",
         })
     }
 }
@@ -137,14 +152,18 @@ const NFTA_CMP_SREG: u16 = 1;
 const NFTA_CMP_OP: u16 = 2;
 const NFTA_CMP_DATA: u16 = 3;
 const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
 const NFTA_IMMEDIATE_DREG: u16 = 1;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFT_REG_VERDICT: u32 = 0;
 const NFT_REG_1: u32 = 1;
 const NFT_RETURN: u32 = -5_i32 as u32;
+const NF_ACCEPT: u32 = 1;
 const NFTA_MASQ_FLAGS: u16 = 1;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
+const NF_INET_FORWARD: u32 = 2;
 const NF_INET_POST_ROUTING: u32 = 4;
+const NF_IP_PRI_FILTER: u32 = 0;
 const NF_IP_PRI_NAT_SRC: u32 = 100;
 /// libnftnl's user data of a rule: type, length, text with closing zero.
 const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
@@ -210,6 +229,7 @@ impl Nft {
             b.text(NFTA_CHAIN_NAME, &chain.name);
             let (hook, priority, kind) = match chain.hook {
                 Hook::SourceNat => (NF_INET_POST_ROUTING, NF_IP_PRI_NAT_SRC, "nat"),
+                Hook::Forward => (NF_INET_FORWARD, NF_IP_PRI_FILTER, "filter"),
             };
             b.nested(NFTA_CHAIN_HOOK, |b| {
                 b.number(NFTA_HOOK_HOOKNUM, hook);
@@ -290,24 +310,32 @@ fn expressions(b: &mut Buffer, rule: &Rule) {
                 mask(b, &bits.to_ne_bytes());
                 equals(b, &bits.to_ne_bytes());
             }
-            Match::From(net) => in_network(b, net, true),
-            Match::To(net) => in_network(b, net, false),
+            Match::From(net) => in_network(b, net, true, NFT_CMP_EQ),
+            Match::NotFrom(net) => in_network(b, net, true, NFT_CMP_NEQ),
+            Match::To(net) => in_network(b, net, false, NFT_CMP_EQ),
+            Match::NotTo(net) => in_network(b, net, false, NFT_CMP_NEQ),
         }
     }
     match rule.verdict {
-        Verdict::Return => expression(b, "immediate", |b| {
-            b.number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
-            b.nested(NFTA_IMMEDIATE_DATA, |b| {
-                b.nested(NFTA_DATA_VERDICT, |b| b.number(NFTA_VERDICT_CODE, NFT_RETURN));
-            });
-        }),
-        Verdict::Masquerade => {
+        Verdict::Return => verdict(b, NFT_RETURN),
+        Verdict::Accept => verdict(b, NF_ACCEPT),
+        Verdict::Masquerade { fully_random: true } => {
             expression(b, "masq", |b| b.number(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY));
         }
+        Verdict::Masquerade { fully_random: false } => expression(b, "masq", |_| ()),
     }
 }
 
-fn in_network(b: &mut Buffer, net: &IpNetwork, source: bool) {
+fn verdict(b: &mut Buffer, code: u32) {
+    expression(b, "immediate", |b| {
+        b.number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+        b.nested(NFTA_IMMEDIATE_DATA, |b| {
+            b.nested(NFTA_DATA_VERDICT, |b| b.number(NFTA_VERDICT_CODE, code));
+        });
+    });
+}
+
+fn in_network(b: &mut Buffer, net: &IpNetwork, source: bool, comparison: u32) {
     load_meta(b, NFT_META_NFPROTO);
     // Offsets of the addresses in the IPv4 and IPv6 headers.
     let (protocol, offset, address, mask_bytes) = match net {
@@ -325,6 +353,9 @@ fn in_network(b: &mut Buffer, net: &IpNetwork, source: bool) {
         ),
     };
     equals(b, &[u8::try_from(protocol).unwrap_or_default()]);
+    if net.prefix() == 0 && comparison == NFT_CMP_EQ {
+        return;
+    }
     expression(b, "payload", |b| {
         b.number(NFTA_PAYLOAD_DREG, NFT_REG_1);
         b.number(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER);
@@ -332,7 +363,7 @@ fn in_network(b: &mut Buffer, net: &IpNetwork, source: bool) {
         b.number(NFTA_PAYLOAD_LEN, length(&address));
     });
     mask(b, &mask_bytes);
-    equals(b, &address);
+    compare(b, comparison, &address);
 }
 
 fn load_meta(b: &mut Buffer, key: u32) {
@@ -353,9 +384,13 @@ fn mask(b: &mut Buffer, bits: &[u8]) {
 }
 
 fn equals(b: &mut Buffer, value: &[u8]) {
+    compare(b, NFT_CMP_EQ, value);
+}
+
+fn compare(b: &mut Buffer, operator: u32, value: &[u8]) {
     expression(b, "cmp", |b| {
         b.number(NFTA_CMP_SREG, NFT_REG_1);
-        b.number(NFTA_CMP_OP, NFT_CMP_EQ);
+        b.number(NFTA_CMP_OP, operator);
         b.nested(NFTA_CMP_DATA, |b| b.attribute(NFTA_DATA_VALUE, value));
     });
 }

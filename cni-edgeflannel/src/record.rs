@@ -160,6 +160,8 @@ pub struct NodeRecord {
     pub local_ips: PerFamily<IpAddr>,
     /// How the interface below is found.
     pub underlay: UnderlayChoice,
+    /// The MTU that interface last had; 0 when it was never seen. Pods are wired by it while it is missing.
+    pub underlay_mtu: u32,
     /// `--ip-masq`: traffic that leaves the overlay gets the node's address.
     pub ip_masq: bool,
     /// Masquerade with a fully random port (not `--ip-masq-fully-random-disable`).
@@ -187,6 +189,7 @@ impl Default for NodeRecord {
             public_ips: PerFamily::default(),
             local_ips: PerFamily::default(),
             underlay: UnderlayChoice::default(),
+            underlay_mtu: 0,
             ip_masq: false,
             random_fully: true,
             forward_rules: true,
