@@ -5,12 +5,17 @@
 //! difference is carried out ([`overlay`]); doing it again changes nothing.
 
 pub mod cluster;
+pub mod config;
 pub mod flags;
+pub mod ipam;
 pub mod mac;
+pub mod masquerade;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod overlay;
+pub mod plugin;
+pub mod pod;
 pub mod record;
 pub mod subnet_env;
 pub mod sysctl;

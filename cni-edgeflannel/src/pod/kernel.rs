@@ -1,0 +1,367 @@
+//! Looks at the kernel, carries out the steps of a plan, and takes them back when one fails.
+//!
+//! Everything that can be decided has been decided in `plan`; here is one line per step.
+
+use super::{
+    check::{Expected, Observed},
+    plan::{Former, Seen, SeenBridge, Step, Undo, Wanted, undo},
+};
+use crate::{
+    mac::Mac,
+    netlink::{self, Kind, Link, Netlink},
+    netns::Netns,
+    nft::Nft,
+    sysctl::Sysctl,
+};
+use log::{debug, info, warn};
+use std::{cell::Cell, fmt, io, thread, time::Duration};
+
+/// How long a port may take until its bridge forwards to it. The kernel does it from a work queue, as a rule
+/// within a millisecond.
+const FORWARDING_LIMIT: Duration = Duration::from_millis(500);
+
+/// Something that could not be done, with the operation.
+#[derive(Debug)]
+pub struct Error(String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<netlink::Error> for Error {
+    fn from(error: netlink::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The node's side and the pod's, with a socket in each.
+#[derive(Debug)]
+pub struct Kernel {
+    node: Netlink,
+    pod: Netlink,
+    netns: Netns,
+    /// Numbers of the three devices, once known.
+    bridge: Cell<Option<u32>>,
+    host: Cell<Option<u32>>,
+    peer: Cell<Option<u32>>,
+}
+
+impl Kernel {
+    /// Opens a socket on either side. Must be called within a tokio runtime, in the node's namespace.
+    ///
+    /// # Errors
+    /// When a socket cannot be had, or the namespace cannot be entered.
+    pub fn open(netns: Netns) -> Result<Self, Error> {
+        let node = Netlink::open()?;
+        let pod = netns.within(Netlink::open)?;
+        Ok(Self { node, pod, netns, bridge: Cell::default(), host: Cell::default(), peer: Cell::default() })
+    }
+
+    /// Whether the pod has a device of this name.
+    ///
+    /// # Errors
+    /// When the kernel refuses to say.
+    pub async fn pod_has(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.pod.link(name).await?.is_some())
+    }
+
+    /// The bridge.
+    ///
+    /// # Errors
+    /// When the name belongs to another kind of device, or the kernel refuses to say.
+    pub async fn see_bridge(&self, name: &str) -> Result<Option<SeenBridge>, Error> {
+        let link = self.node.link(name).await?;
+        refuse_other_kind(name, link.as_ref())?;
+        let Some(link) = link else { return Ok(None) };
+        self.bridge.set(Some(link.index));
+        let addresses = self.node.addresses(link.index).await?;
+        let Link { index, mac, mtu, up, promiscuous, .. } = link;
+        Ok(Some(SeenBridge { index, mac, mtu, up, promiscuous, addresses }))
+    }
+
+    /// The rest of what a plan needs to know.
+    ///
+    /// # Errors
+    /// When the kernel refuses to say, or another pod has the hardware address that was asked for.
+    pub async fn see(&self, wanted: &Wanted, bridge: Option<SeenBridge>) -> Result<Seen, Error> {
+        let leftover = self.node.link(&wanted.veth.name).await?.is_some();
+        let former = match &bridge {
+            Some(bridge) => self.former(wanted, bridge.index).await?,
+            None => None,
+        };
+        let rules = match Nft::open() {
+            Ok(nft) => {
+                nft.rules(&wanted.masquerade_chain).map_err(|e| Error(format!("read nftables rules: {e}")))?
+            }
+            // No nftables in this kernel: no rules, and none can be wanted without an error later.
+            Err(e) => {
+                debug!("nftables: {e}");
+                Vec::new()
+            }
+        };
+        Ok(Seen { bridge, leftover, former, rules })
+    }
+
+    /// The port that holds the pod's address. Whoever has a hardware address that follows from the IP address
+    /// has that IP address, which IPAM has just given to us, so it is the pod's former sandbox. A former sandbox
+    /// that another plugin made has another one: the node's neighbour table knows it.
+    async fn former(&self, wanted: &Wanted, bridge: u32) -> Result<Option<Former>, Error> {
+        let mac = wanted.veth.peer_mac;
+        let by_mac = match self.node.port_of(bridge, mac).await {
+            Ok(port) => port.map(|port| (port, mac)),
+            Err(e) if e.errno() == nix::libc::EOPNOTSUPP => None, // before kernel 5.0
+            Err(e) => return Err(e.into()),
+        };
+        let mut by_address = None;
+        for cidr in &wanted.addresses {
+            let Some(mac) = self.node.neighbour_mac(bridge, cidr.ip()).await? else { continue };
+            if let Some(port) = self.node.port_of(bridge, mac).await? {
+                by_address = Some((port, mac));
+            }
+        }
+        let (index, mac) = match (by_mac, by_address) {
+            (Some((port, mac)), Some((other, _))) if wanted.mac_asked && port != other => {
+                return Err(self.taken(port, mac).await);
+            }
+            (Some((port, mac)), None) if wanted.mac_asked => return Err(self.taken(port, mac).await),
+            (Some(found), _) | (None, Some(found)) => found,
+            (None, None) => return Ok(None),
+        };
+        let Some(Link { name, port: Some(port), kind: Kind::Veth, .. }) = self.node.link_at(index).await?
+        else {
+            return Ok(None);
+        };
+        // What is left of this very attachment is deleted, not detached.
+        Ok((name != wanted.veth.name).then_some(Former { index, name, port, mac }))
+    }
+
+    async fn taken(&self, port: u32, mac: Mac) -> Error {
+        let name =
+            self.node.link_at(port).await.ok().flatten().map_or_else(|| port.to_string(), |link| link.name);
+        Error(format!("the hardware address {mac} that was asked for is in use behind {name}"))
+    }
+
+    /// Everything that CHECK compares.
+    ///
+    /// # Errors
+    /// When the kernel refuses to say.
+    pub async fn observe(&self, expected: &Expected) -> Result<Observed, Error> {
+        let pod = self.pod.link(&expected.pod.0).await?;
+        let (mut addresses, mut routes) = (Vec::new(), Vec::new());
+        if let Some(pod) = &pod {
+            addresses =
+                self.pod.addresses(pod.index).await?.into_iter().map(|address| address.cidr).collect();
+            for v4 in [true, false] {
+                if expected.addresses.iter().any(|cidr| cidr.is_ipv4() == v4) {
+                    routes.extend(self.pod.routes(pod.index, v4).await?);
+                }
+            }
+        }
+        let rules = match &expected.masquerade {
+            Some(chain) => Nft::open()
+                .and_then(|nft| nft.rules(&chain.name))
+                .map_err(|e| Error(format!("read nftables rules: {e}")))?,
+            None => Vec::new(),
+        };
+        let mut unset = Vec::new();
+        for sysctl in &expected.forwarding {
+            if !sysctl.holds()? {
+                unset.push(sysctl.clone());
+            }
+        }
+        Ok(Observed {
+            bridge: self.see_bridge(&expected.bridge.0).await?,
+            host: self.node.link(&expected.host).await?,
+            pod,
+            addresses,
+            routes,
+            rules,
+            unset,
+        })
+    }
+
+    /// Carries out the steps. When one fails, those before it are taken back, last first.
+    ///
+    /// # Errors
+    /// The failure, after the way back.
+    pub async fn carry_out(&self, steps: &[Step], wanted: &Wanted) -> Result<(), Error> {
+        for (done, step) in steps.iter().enumerate() {
+            if let Err(error) = self.act(step, wanted).await {
+                for undo in steps[..done].iter().rev().filter_map(undo) {
+                    self.take_back(&undo, wanted).await;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn act(&self, step: &Step, wanted: &Wanted) -> Result<(), Error> {
+        debug!("{step:?}");
+        match step {
+            Step::AddBridge(bridge) => fine_if_there(self.node.add_bridge(bridge).await)?,
+            Step::SetBridge { mac, promiscuous } => {
+                self.node.set_bridge(self.bridge(wanted).await?, *mac, *promiscuous).await?;
+            }
+            Step::DropGateway(cidr) => {
+                info!(
+                    "{}: {cidr} belongs to another subnet than this node's: taken away",
+                    wanted.bridge.name
+                );
+                fine_if_gone(self.node.delete_address(self.bridge(wanted).await?, *cidr).await)?;
+            }
+            Step::AddGateway(cidr) => {
+                fine_if_there(self.node.add_address(self.bridge(wanted).await?, *cidr).await)?
+            }
+            Step::NodeSysctl(sysctl) => {
+                if sysctl.ensure()? {
+                    info!("set sysctl {sysctl}");
+                }
+            }
+            Step::Masquerade(chain) => Nft::open()
+                .and_then(|nft| nft.replace(chain))
+                .map_err(|e| Error(format!("put masquerading rules into nftables: {e}")))?,
+            Step::NoMasquerade(chain) => Nft::open()
+                .and_then(|nft| nft.remove(chain))
+                .map_err(|e| Error(format!("remove masquerading rules from nftables: {e}")))?,
+            Step::DeleteLeftover(name) => fine_if_gone(self.node.delete_link(name).await)?,
+            Step::Detach(former) => {
+                warn!("{} still holds the address of this pod: taken off the bridge", former.name);
+                fine_if_gone(self.node.detach(former.index).await)?;
+            }
+            Step::AddVeth(veth) => {
+                let bridge = self.bridge(wanted).await?;
+                self.node.add_veth(veth, bridge, self.netns.as_raw_fd()).await?;
+            }
+            Step::SetPort { hairpin, isolated, alias } => {
+                let host = self.host(wanted).await?;
+                self.node.set_port(host, *hairpin, *isolated, alias.as_deref()).await?;
+            }
+            Step::Pin(mac) => self.node.pin(self.host(wanted).await?, *mac).await?,
+            Step::PodSysctls(sysctls) => {
+                self.netns.within(|| sysctls.iter().try_for_each(|sysctl| sysctl.ensure().map(drop)))?;
+            }
+            Step::PodUp => self.pod.up(self.peer(wanted).await?).await?,
+            Step::PodAddress(cidr) => self.pod.add_address(self.peer(wanted).await?, *cidr).await?,
+            Step::PodRoute(route) => self.pod.add_route(self.peer(wanted).await?, route).await?,
+            Step::Announce(mac) => {
+                self.wait_until_forwarding(self.host(wanted).await?).await?;
+                self.pod.set_mac(self.peer(wanted).await?, *mac).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_back(&self, undo: &Undo, wanted: &Wanted) {
+        let taken_back = match undo {
+            Undo::DeleteVeth(name) => fine_if_gone(self.node.delete_link(name).await),
+            Undo::Attach(former) => self.attach(former, wanted).await,
+        };
+        if let Err(error) = taken_back {
+            warn!("taking back a failed ADD: {error}");
+        }
+    }
+
+    async fn attach(&self, former: &Former, wanted: &Wanted) -> Result<(), Error> {
+        self.node.attach(former.index, self.bridge(wanted).await?).await?;
+        self.node.set_port(former.index, former.port.hairpin, former.port.isolated, None).await?;
+        self.node.pin(former.index, former.mac).await?;
+        Ok(())
+    }
+
+    /// Until then a frame from the pod is dropped, the announcement of its addresses first of all. What a chained
+    /// plugin or the container does next finds the way open.
+    async fn wait_until_forwarding(&self, host: u32) -> Result<(), Error> {
+        const STEP: Duration = Duration::from_micros(100);
+        let mut waited = Duration::ZERO;
+        while waited < FORWARDING_LIMIT {
+            if self.node.link_at(host).await?.and_then(|link| link.port).is_some_and(|port| port.forwarding) {
+                debug!("forwarding after {waited:?}");
+                return Ok(());
+            }
+            thread::sleep(STEP);
+            waited += STEP;
+        }
+        // With spanning tree on, a port takes 30 s: not a reason to fail.
+        warn!("the bridge does not forward to device {host} yet");
+        Ok(())
+    }
+
+    async fn bridge(&self, wanted: &Wanted) -> Result<u32, Error> {
+        known(&self.bridge, &self.node, &wanted.bridge.name).await
+    }
+
+    async fn host(&self, wanted: &Wanted) -> Result<u32, Error> {
+        known(&self.host, &self.node, &wanted.veth.name).await
+    }
+
+    async fn peer(&self, wanted: &Wanted) -> Result<u32, Error> {
+        known(&self.peer, &self.pod, &wanted.veth.peer).await
+    }
+}
+
+/// The number of a device, looked up once.
+async fn known(number: &Cell<Option<u32>>, side: &Netlink, name: &str) -> Result<u32, Error> {
+    if let Some(index) = number.get() {
+        return Ok(index);
+    }
+    let link = side.link(name).await?.ok_or_else(|| Error(format!("device {name} has vanished")))?;
+    number.set(Some(link.index));
+    Ok(link.index)
+}
+
+fn fine_if_gone(done: Result<(), netlink::Error>) -> Result<(), Error> {
+    match done {
+        Err(e) if !e.is_gone() => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+fn fine_if_there(done: Result<(), netlink::Error>) -> Result<(), Error> {
+    match done {
+        Err(e) if !e.is_there() => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the kernel passes bridged packets to netfilter, without which a pod cannot reach a service whose
+/// backend is on its own node. A note in the log, since kube-proxy or the distribution may load the module yet.
+pub fn warn_without_br_netfilter() {
+    for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
+        match Sysctl::new(key, "1").holds() {
+            Ok(true) => {}
+            Ok(false) => warn!("{key} is off: services with a backend on the same node may not answer"),
+            Err(_) => {
+                warn!("br_netfilter is not loaded: services with a backend on the same node may not answer");
+                return;
+            }
+        }
+    }
+}
+
+/// Whether pods could become ports of the bridge: it is one, or can be made.
+///
+/// # Errors
+/// When the name belongs to another kind of device, or the kernel refuses to say.
+pub async fn bridge_is_usable(name: &str) -> Result<(), Error> {
+    refuse_other_kind(name, Netlink::open()?.link(name).await?.as_ref())
+}
+
+fn refuse_other_kind(name: &str, link: Option<&Link>) -> Result<(), Error> {
+    match link {
+        Some(link) if link.kind != Kind::Bridge => {
+            Err(Error(format!("{name} exists and is not a bridge; name another in \"bridge\"")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,7 @@
+//! One pod's network: its names, what it needs, and making it so.
+
+pub mod check;
+pub mod kernel;
+pub mod names;
+pub mod plan;
+pub mod remove;

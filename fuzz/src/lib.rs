@@ -1,0 +1,45 @@
+//! What is done to bytes from outside, one function per target.
+//!
+//! libFuzzer calls them with inputs of its own making (`scripts/fuzz.sh`), `tests/corpus.rs` with the inputs that were
+//! kept because they once reached something new. A target fails by panicking.
+
+use cni::{Environment, Error, Request, Success, Version};
+
+/// A whole call: `NAME=VALUE` lines, an empty line, then stdin.
+pub fn request(data: &[u8]) {
+    let (head, stdin) = match data.windows(2).position(|pair| pair == b"\n\n") {
+        Some(at) => (&data[..at], &data[at + 2..]),
+        None => (&b""[..], data),
+    };
+    let head = String::from_utf8_lossy(head);
+    let environment: Environment = head.lines().filter_map(|line| line.split_once('=')).collect();
+    let mut version = Version::LATEST;
+    if let Err(error) = Request::read(&environment, &mut &*stdin, &mut version) {
+        told(&error, version);
+    }
+}
+
+/// A result, as a delegate prints it: what can be read is written and read again in every version.
+pub fn result(data: &[u8]) {
+    let Ok(document) = serde_json::from_slice(data) else {
+        return;
+    };
+    for version in Version::ALL {
+        match Success::parse(&document, version) {
+            Ok(result) => {
+                let written = result.render(Version::LATEST);
+                assert_eq!(Success::parse(&written, Version::V0_1_0).as_ref(), Ok(&result), "{written}");
+                let older = result.render(version);
+                let read = Success::parse(&older, version);
+                assert_eq!(read.map(|read| read.render(version)), Ok(older));
+            }
+            Err(error) => told(&error, version),
+        }
+    }
+}
+
+/// A refusal is a sentence and a document.
+fn told(error: &Error, version: Version) {
+    assert!(error.code > 0 && !error.msg.is_empty(), "{error:?}");
+    assert_eq!(error.render(version)["cniVersion"], version.as_str());
+}

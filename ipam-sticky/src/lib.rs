@@ -1,0 +1,20 @@
+//! Sticky IPAM: a CNI IPAM plugin that keeps each pod's addresses bound to its name, on the node's own disk.
+pub mod address;
+pub mod allocate;
+pub mod audit;
+pub mod command;
+pub mod config;
+pub mod disk;
+pub mod fault;
+pub mod identity;
+pub mod lock;
+pub mod notes;
+pub mod ownership;
+pub mod plugin;
+pub mod range;
+pub mod record;
+pub mod recover;
+pub mod resolv;
+pub mod store;
+pub mod tables;
+pub mod view;

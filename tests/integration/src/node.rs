@@ -1,0 +1,355 @@
+//! A node: a host with cgroups of its own in which a real containerd and a real kubelet run our plugins from /opt/cni/bin.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use integration::node::{Cni, Node};
+//! let mut node = Node::standalone("node1", Cni::Ours, "10.244.1.0/24")?;
+//! node.run_pod("web", &serde_json::json!({"command": ["httpd", "-f", "-p", "80"]}))?;
+//! let address = node.pod("web")?.address;
+//! node.reboot()?;
+//! assert_eq!(node.pod("web")?.address, address);
+//! # Ok(()) }
+//! ```
+
+use crate::exec::wait_for;
+use crate::host::{Daemon, Host, HostRecord, unique_id};
+use crate::host_init::HostSpec;
+use crate::kubelet::{self, Mode};
+use crate::{containerd, images, tools};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long a pod may take to come up on a busy machine of two cores.
+const POD_LIMIT: Duration = Duration::from_secs(60);
+
+/// Whose plugins wire the pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cni {
+    /// edgeflannel with ipam-sticky.
+    Ours,
+    /// The reference bridge with host-local.
+    Bridge,
+    /// flannel's CNI plugin, with flanneld beside it.
+    Flannel,
+}
+
+/// A pod as its kubelet sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodStatus {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// The id of its only container.
+    pub container: String,
+    /// How often that was restarted.
+    pub restarts: u64,
+}
+
+/// A running (or powered-off) node.
+#[derive(Debug)]
+pub struct Node {
+    /// The machine under it.
+    pub host: Host,
+    daemons: BTreeMap<String, Daemon>,
+    settings: Settings,
+    /// Present when the node's folder is a temporary one. After `host`: that must be gone first.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// What stays true of a node over reboots.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Settings {
+    /// Holds the disk and the logs.
+    pub dir: PathBuf,
+    /// Its address, when it has a network.
+    pub address: Option<String>,
+    /// Alone or in a cluster.
+    pub mode: Mode,
+    /// Whose plugins.
+    pub cni: Cni,
+}
+
+/// What `rig` writes down to find a node again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeRecord {
+    host: HostRecord,
+    daemons: BTreeMap<String, (crate::proc::Process, PathBuf)>,
+    settings: Settings,
+}
+
+impl Node {
+    /// A node on its own: no API server, no network but its pods', static pods from /etc/kubernetes/manifests.
+    pub fn standalone(name: &str, cni: Cni, pod_cidr: &str) -> Result<Self> {
+        let id = unique_id(name);
+        let temporary = tempfile::Builder::new().prefix(&format!("{id}-")).tempdir()?;
+        let dir = temporary.path().to_owned();
+        let spec = HostSpec {
+            name: name.to_owned(),
+            id,
+            disk: dir.join("disk"),
+            cgroups: true,
+            stay: false,
+            hosts: Vec::new(),
+        };
+        let settings = Settings { dir, address: None, mode: Mode::Standalone, cni };
+        let mut node = Self::boot(spec, settings, Some(temporary))?;
+        node.configure_cni(pod_cidr)?;
+        node.start_services()?;
+        Ok(node)
+    }
+
+    /// A booted node with plugins installed and nothing running yet.
+    pub fn boot(spec: HostSpec, settings: Settings, temporary: Option<tempfile::TempDir>) -> Result<Self> {
+        fs::create_dir_all(settings.dir.join("logs"))?;
+        let node =
+            Self { host: Host::boot(spec)?, daemons: BTreeMap::new(), settings, _temporary: temporary };
+        node.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
+        node.install_plugins()?;
+        Ok(node)
+    }
+
+    /// A node that another run of `rig` made.
+    pub fn found(record: NodeRecord) -> Self {
+        let daemons =
+            record.daemons.into_iter().map(|(name, (process, log))| (name, Daemon::found(process, log)));
+        let daemons = daemons.collect();
+        Self { host: Host::found(record.host), daemons, settings: record.settings, _temporary: None }
+    }
+
+    /// What to write down so that [`Node::found`] finds it.
+    pub fn record(&self) -> NodeRecord {
+        let daemons = self.daemons.iter();
+        let daemons =
+            daemons.map(|(name, daemon)| (name.clone(), (daemon.process(), daemon.log().to_owned())));
+        NodeRecord { host: self.host.record(), daemons: daemons.collect(), settings: self.settings.clone() }
+    }
+
+    /// The folder that holds its disk and logs.
+    pub fn dir(&self) -> &Path {
+        &self.settings.dir
+    }
+
+    /// Its address, if it has a network.
+    pub fn address(&self) -> Option<&str> {
+        self.settings.address.as_deref()
+    }
+
+    /// Alone or in a cluster.
+    pub fn mode(&self) -> &Mode {
+        &self.settings.mode
+    }
+
+    fn install_plugins(&self) -> Result<()> {
+        let mut dirs = vec![tools::cni_plugins_dir()?];
+        match self.settings.cni {
+            Cni::Ours => dirs.push(tools::ours()?),
+            Cni::Flannel => dirs.push(tools::flannel_cni_dir()?),
+            Cni::Bridge => {}
+        }
+        let bin = self.host.path("/opt/cni/bin")?;
+        for dir in dirs {
+            for name in
+                ["bridge", "host-local", "loopback", "portmap", "bandwidth", "tuning", "firewall", "flannel"]
+                    .iter()
+                    .chain(&["edgeflannel", "ipam-sticky"])
+            {
+                let program = dir.join(name);
+                if program.exists() {
+                    fs::copy(&program, bin.join(name))
+                        .with_context(|| format!("cannot install {program:?}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the conflist for pods out of `pod_cidr`.
+    pub fn configure_cni(&self, pod_cidr: &str) -> Result<()> {
+        self.host.write("/etc/cni/net.d/10-pods.conflist", conflist(self.settings.cni, pod_cidr).to_string())
+    }
+
+    /// containerd and the kubelet, both answering.
+    pub fn start_services(&mut self) -> Result<()> {
+        containerd::start(self)?;
+        kubelet::start(self)?;
+        kubelet::wait_healthy(self)
+    }
+
+    /// Those of containerd and the kubelet that do not run.
+    pub fn start_missing_services(&mut self) -> Result<()> {
+        if !self.daemons.contains_key("containerd") {
+            containerd::start(self)?;
+        }
+        if !self.daemons.contains_key("kubelet") {
+            kubelet::start(self)?;
+        }
+        kubelet::wait_healthy(self)
+    }
+
+    /// Starts a daemon under a name; its log is `logs/NAME.log` in the node's folder.
+    pub fn start(&mut self, name: &str, mut command: Command) -> Result<()> {
+        let log = self.settings.dir.join(format!("logs/{name}.log"));
+        let daemon = Daemon::spawn(&mut command, &log)?;
+        self.daemons.insert(name.to_owned(), daemon);
+        Ok(())
+    }
+
+    fn daemon(&mut self, name: &str) -> Result<&mut Daemon> {
+        let host = self.host.name().to_owned();
+        self.daemons.get_mut(name).with_context(|| format!("{name} was not started on {host}"))
+    }
+
+    /// Fails, with the end of its log, when the daemon has ended.
+    pub fn check_alive(&mut self, name: &str) -> Result<()> {
+        self.daemon(name)?.check_alive()
+    }
+
+    /// Stops a daemon with SIGTERM.
+    pub fn stop(&mut self, name: &str) -> Result<()> {
+        self.daemon(name)?.terminate()?;
+        self.daemons.remove(name);
+        Ok(())
+    }
+
+    /// Kills a daemon with SIGKILL.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        self.daemon(name)?.kill()?;
+        self.daemons.remove(name);
+        Ok(())
+    }
+
+    /// Names of the daemons that were started and not stopped.
+    pub fn daemons(&self) -> Vec<&str> {
+        self.daemons.keys().map(String::as_str).collect()
+    }
+
+    /// The end of each daemon's log.
+    pub fn logs(&self) -> String {
+        let ends = self.daemons.iter().map(|(name, daemon)| format!("--- {name}\n{}\n", daemon.log_end()));
+        ends.collect()
+    }
+
+    /// Power loss.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.host.power_off()?;
+        for daemon in std::mem::take(&mut self.daemons).values_mut() {
+            daemon.reap()?;
+        }
+        Ok(())
+    }
+
+    /// Power on and what an init system would do: forwarding, containerd, kubelet. No link: see `Cluster::reboot` for a node with a network.
+    pub fn power_on(&mut self) -> Result<()> {
+        self.host.power_on()?;
+        self.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").map(drop)
+    }
+
+    /// Power loss, power on, containerd and kubelet started.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.power_off()?;
+        self.power_on()?;
+        self.start_services()
+    }
+
+    /// Puts a static pod's manifest in place. `container` is merged into a container of the busybox image.
+    pub fn run_pod(&self, name: &str, container: &Value) -> Result<()> {
+        let mut full = json!({"name": "main", "image": images::BUSYBOX, "imagePullPolicy": "Never"});
+        if let (Some(full), Some(more)) = (full.as_object_mut(), container.as_object()) {
+            full.extend(more.clone());
+        }
+        let manifest = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"terminationGracePeriodSeconds": 1, "containers": [full]},
+        });
+        self.host.write(&format!("{}/{name}.json", kubelet::MANIFESTS), manifest.to_string())
+    }
+
+    /// Removes a static pod's manifest and waits until the kubelet has done away with the pod.
+    pub fn remove_pod(&self, name: &str) -> Result<()> {
+        self.host.sh(&format!("rm {}/{name}.json", kubelet::MANIFESTS))?;
+        let full = self.full_name(name);
+        wait_for(&format!("the end of pod {full}"), POD_LIMIT, || {
+            let gone = kubelet::pods(self)?.iter().all(|pod| pod["metadata"]["name"] != full.as_str());
+            Ok((gone && containerd::running(self, &full)?.is_empty()).then_some(()))
+        })
+    }
+
+    /// A static pod's name in Kubernetes: its own and the node's.
+    pub fn full_name(&self, name: &str) -> String {
+        format!("{name}-{}", self.host.name())
+    }
+
+    /// Waits until a static pod runs with its container ready, and says what the kubelet knows.
+    pub fn pod(&mut self, name: &str) -> Result<PodStatus> {
+        self.pod_when(name, |_| true)
+    }
+
+    /// Waits until a static pod is ready and `wanted` holds.
+    pub fn pod_when(&mut self, name: &str, wanted: impl Fn(&PodStatus) -> bool) -> Result<PodStatus> {
+        let full = self.full_name(name);
+        wait_for(&format!("pod {full} to run as wanted"), POD_LIMIT, || {
+            self.check_alive("kubelet")?;
+            let pods = kubelet::pods(self)?;
+            let Some(pod) = pods.iter().find(|pod| pod["metadata"]["name"] == full.as_str()) else {
+                bail!("the kubelet knows no such pod");
+            };
+            let status = ready(pod).with_context(|| format!("its status: {}", pod["status"]))?;
+            if !wanted(&status) {
+                bail!("it is {status:?}");
+            }
+            // The kubelet's word may be from before the last kill: the runtime knows best.
+            let runs = containerd::running(self, &full)?;
+            Ok(runs.iter().any(|c| c.id == status.container).then_some(status))
+        })
+    }
+}
+
+/// What a ready pod's object says, or why it is not ready.
+fn ready(pod: &Value) -> Result<PodStatus> {
+    let text = |value: &Value| value.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
+    let container = &pod["status"]["containerStatuses"][0];
+    if container["ready"] != true {
+        bail!("its container is not ready");
+    }
+    let id = text(&container["containerID"]).context("its container has no id")?;
+    Ok(PodStatus {
+        name: text(&pod["metadata"]["name"]).context("it has no name")?,
+        address: text(&pod["status"]["podIP"]).context("it has no address")?,
+        container: id.trim_start_matches("containerd://").to_owned(),
+        restarts: container["restartCount"].as_u64().unwrap_or(0),
+    })
+}
+
+/// The network configuration of a node's pods, with the stock portmap chained after the main plugin.
+fn conflist(cni: Cni, pod_cidr: &str) -> Value {
+    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+    match cni {
+        Cni::Ours => json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
+            {"type": "edgeflannel", "ipMasq": true,
+             "ipam": {"type": "ipam-sticky", "ranges": [[{"subnet": pod_cidr}]]}},
+            portmap]}),
+        Cni::Bridge => json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
+            {"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
+             "ipam": {"type": "host-local", "ranges": [[{"subnet": pod_cidr}]]}},
+            portmap]}),
+        // The plugin's release is old and knows no newer version; the subnet comes from flanneld.
+        Cni::Flannel => json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [
+            {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
+            portmap]}),
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the logs of node {} end:\n{}", self.host.name(), self.logs());
+        }
+    }
+}
