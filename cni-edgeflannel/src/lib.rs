@@ -6,7 +6,9 @@
 
 pub mod cluster;
 pub mod config;
+pub mod daemon;
 pub mod flags;
+pub mod http;
 pub mod ipam;
 pub mod mac;
 pub mod masquerade;
