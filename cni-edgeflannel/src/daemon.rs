@@ -3,5 +3,6 @@
 pub mod board;
 pub mod identity;
 pub mod lock;
+pub mod monitor;
 pub mod pace;
 pub mod systemd;
