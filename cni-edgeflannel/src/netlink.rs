@@ -5,6 +5,7 @@
 //! front: "add route 0.0.0.0/0 via 10.244.1.1: File exists". The kernel answers while it takes the request,
 //! so requests are sent one after another: several in flight are slower (measured).
 
+pub mod ethtool;
 mod machine;
 pub mod vxlan;
 

@@ -10,6 +10,8 @@
 //! Every rule carries its own text as comment (user data). So reading the comments back says whether the rules
 //! are the wanted ones, without decoding expressions: nothing can change a rule and keep its comment.
 
+pub mod others;
+
 use ipnetwork::IpNetwork;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::libc;
@@ -97,6 +99,16 @@ impl fmt::Display for Rule {
     }
 }
 
+impl Rule {
+    /// The text as far as it fits into a comment: 128 bytes with the closing zero are what nft shows.
+    #[must_use]
+    pub fn comment(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(127);
+        text
+    }
+}
+
 fn ip(net: &IpNetwork) -> &'static str {
     if net.is_ipv4() { "ip" } else { "ip6" }
 }
@@ -121,6 +133,7 @@ const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
 const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
@@ -176,6 +189,23 @@ const CREATE: u16 = libc::NLM_F_CREATE as u16;
 const APPEND: u16 = libc::NLM_F_APPEND as u16;
 const DUMP: u16 = libc::NLM_F_DUMP as u16;
 
+impl Hook {
+    /// Hook number, priority and type of a chain there.
+    fn place(self) -> (u32, u32, &'static str) {
+        match self {
+            Self::SourceNat => (NF_INET_POST_ROUTING, NF_IP_PRI_NAT_SRC, "nat"),
+            Self::Forward => (NF_INET_FORWARD, NF_IP_PRI_FILTER, "filter"),
+        }
+    }
+
+    /// The chain hangs here, and accepts what reaches its end.
+    #[must_use]
+    pub fn has(self, chain: &others::BaseChain) -> bool {
+        let (hook, priority, _) = self.place();
+        chain.hook == hook && chain.priority == priority.cast_signed() && !chain.drops
+    }
+}
+
 impl Nft {
     /// Opens a socket in this thread's network namespace.
     ///
@@ -227,14 +257,12 @@ impl Nft {
         batch.message(NFT_MSG_NEWCHAIN, CREATE, |b| {
             b.text(NFTA_CHAIN_TABLE, TABLE);
             b.text(NFTA_CHAIN_NAME, &chain.name);
-            let (hook, priority, kind) = match chain.hook {
-                Hook::SourceNat => (NF_INET_POST_ROUTING, NF_IP_PRI_NAT_SRC, "nat"),
-                Hook::Forward => (NF_INET_FORWARD, NF_IP_PRI_FILTER, "filter"),
-            };
+            let (hook, priority, kind) = chain.hook.place();
             b.nested(NFTA_CHAIN_HOOK, |b| {
                 b.number(NFTA_HOOK_HOOKNUM, hook);
                 b.number(NFTA_HOOK_PRIORITY, priority);
             });
+            b.number(NFTA_CHAIN_POLICY, NF_ACCEPT);
             b.text(NFTA_CHAIN_TYPE, kind);
         });
         batch.flush_chain(&chain.name);
@@ -243,7 +271,7 @@ impl Nft {
                 b.text(NFTA_RULE_TABLE, TABLE);
                 b.text(NFTA_RULE_CHAIN, &chain.name);
                 b.nested(NFTA_RULE_EXPRESSIONS, |b| expressions(b, rule));
-                b.attribute(NFTA_RULE_USERDATA, &user_data(&rule.to_string()));
+                b.attribute(NFTA_RULE_USERDATA, &user_data(&rule.comment()));
             });
         }
         batch.bracket(NFNL_MSG_BATCH_END);
@@ -407,18 +435,16 @@ fn length(bytes: &[u8]) -> u32 {
 }
 
 fn user_data(comment: &str) -> Vec<u8> {
-    // 128 bytes with the closing zero are what nft shows.
-    let comment = &comment.as_bytes()[..comment.len().min(127)];
     let mut data = vec![NFTNL_UDATA_RULE_COMMENT, u8::try_from(comment.len() + 1).unwrap_or_default()];
-    data.extend(comment);
+    data.extend(comment.as_bytes());
     data.push(0);
     data
 }
 
 /// Netlink messages in the making: headers and attributes whose lengths are filled in afterwards.
 #[derive(Default)]
-struct Buffer {
-    bytes: Vec<u8>,
+pub(crate) struct Buffer {
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Buffer {
@@ -442,7 +468,14 @@ impl Buffer {
         });
     }
 
-    fn raw(&mut self, kind: u16, flags: u16, family: u8, resource: u16, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn raw(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        resource: u16,
+        body: impl FnOnce(&mut Self),
+    ) {
         let start = self.bytes.len();
         self.bytes.extend([0; 4]);
         self.bytes.extend(kind.to_ne_bytes());
@@ -455,7 +488,7 @@ impl Buffer {
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
-    fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         const NLA_F_NESTED: u16 = 1 << 15;
         let start = self.bytes.len();
         self.bytes.extend([0; 2]);
@@ -465,7 +498,7 @@ impl Buffer {
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(value.len() + 4).unwrap_or_default();
         self.bytes.extend(length.to_ne_bytes());
         self.bytes.extend(kind.to_ne_bytes());
@@ -473,7 +506,7 @@ impl Buffer {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn text(&mut self, kind: u16, text: &str) {
+    pub(crate) fn text(&mut self, kind: u16, text: &str) {
         let mut value = text.as_bytes().to_vec();
         value.push(0);
         self.attribute(kind, &value);
@@ -486,7 +519,7 @@ impl Buffer {
 }
 
 /// The messages of a datagram, as type and body. Stops at the first that is cut off.
-fn messages(datagram: &[u8]) -> Vec<(u16, &[u8])> {
+pub(crate) fn messages(datagram: &[u8]) -> Vec<(u16, &[u8])> {
     let mut found = Vec::new();
     let mut rest = datagram;
     while let [a, b, c, d, e, f, ..] = *rest {
@@ -499,7 +532,7 @@ fn messages(datagram: &[u8]) -> Vec<(u16, &[u8])> {
 }
 
 /// The error number of an NLMSG_ERROR, 0 for an acknowledgement.
-fn errno(body: &[u8]) -> i32 {
+pub(crate) fn errno(body: &[u8]) -> i32 {
     body.first_chunk().map_or(libc::EPROTO, |code| -i32::from_ne_bytes(*code))
 }
 

@@ -11,8 +11,11 @@
 pub mod claims;
 pub mod desired;
 pub mod diff;
+pub mod kernel;
 pub mod masquerade;
 pub mod observed;
+pub mod reconcile;
+pub mod restore;
 pub mod step;
 pub mod vtep;
 

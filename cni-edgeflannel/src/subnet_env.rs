@@ -8,6 +8,7 @@ use std::{
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    process,
 };
 
 /// What the node knows about its part of the cluster's network.
@@ -85,6 +86,21 @@ pub fn read(path: &Path) -> Result<SubnetEnv, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::Missing),
         Err(e) => Err(Error::Unreadable(e)),
     }
+}
+
+/// Writes the file, in one step: a pod that is made meanwhile reads the old or the new one, never half of it. Not
+/// synced, since /run does not outlive the machine.
+///
+/// # Errors
+/// When the directory refuses.
+pub fn write(path: &Path, text: &str) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir)?;
+    // A name of its own for each writer: the daemon and a plugin may both be at it.
+    let new = dir.join(format!(".subnet.env.{}", process::id()));
+    fs::write(&new, text).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
 }
 
 /// Reads the text of the file; every mistake is reported.
@@ -210,6 +226,16 @@ mod tests {
         assert_eq!(mistakes.len(), 4, "{mistakes:?}");
         let two = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.1.1/24,10.1.2.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=1";
         assert!(matches!(parse(two), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/flannel/subnet.env");
+        write(&path, DUAL).unwrap();
+        write(&path, &DUAL.replace("1450", "1400")).unwrap();
+        assert_eq!(read(&path).unwrap().mtu, 1400);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]

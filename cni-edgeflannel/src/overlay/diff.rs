@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     mac::Mac,
+    nft::Rule,
     record::{Family, Record},
     sysctl::Sysctl,
 };
@@ -272,7 +273,7 @@ fn rules(desired: &Desired, observed: &Observed, steps: &mut Vec<Step>) {
         return;
     }
     for chain in &desired.chains {
-        let wanted = chain.rules.iter().map(ToString::to_string);
+        let wanted = chain.rules.iter().map(Rule::comment);
         let same = observed.chains.get(&chain.name).is_some_and(|seen| wanted.eq(seen.iter().cloned()));
         if !same {
             steps.push(Step::PutChain(chain.clone()));

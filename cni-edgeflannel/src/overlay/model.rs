@@ -132,7 +132,7 @@ fn apply(step: &Step, kernel: &mut Observed) {
         }
         Step::RemoveRoute(route) => assert!(kernel.routes.remove(route), "removed a route that is not there"),
         Step::PutChain(chain) => {
-            let comments = chain.rules.iter().map(ToString::to_string).collect();
+            let comments = chain.rules.iter().map(crate::nft::Rule::comment).collect();
             kernel.chains.insert(chain.name.clone(), comments);
         }
         Step::RemoveChain(name) => assert!(kernel.chains.remove(name).is_some()),
