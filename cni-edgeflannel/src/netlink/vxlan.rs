@@ -127,7 +127,7 @@ impl Netlink {
             _ => None,
         });
         let permanent = entries
-            .filter(|entry| entry.header.ifindex == index && entry.header.state == NeighbourState::Permanent);
+            .filter(|entry| entry.header.ifindex == index && has_state(entry, &[NeighbourState::Permanent]));
         Ok(permanent.filter_map(|entry| Some((destination(entry)?, hardware(entry)?))).collect())
     }
 
@@ -148,7 +148,7 @@ impl Netlink {
         let lasting = entries.filter(|entry| {
             entry.header.ifindex == index
                 && entry.header.flags.contains(NeighbourFlags::Own)
-                && matches!(entry.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
+                && has_state(entry, &[NeighbourState::Permanent, NeighbourState::Noarp])
         });
         Ok(lasting.filter_map(|entry| Some((hardware(entry)?, place(entry)))).collect())
     }
@@ -346,6 +346,11 @@ fn read_vxlan_data(data: &[InfoVxlan]) -> VxlanSeen {
         }
     }
     seen
+}
+
+/// States are bits; `bridge fdb add` sets two of them.
+fn has_state(entry: &NeighbourMessage, any: &[NeighbourState]) -> bool {
+    any.iter().any(|state| u16::from(entry.header.state) & u16::from(*state) != 0)
 }
 
 fn hardware(entry: &NeighbourMessage) -> Option<Mac> {

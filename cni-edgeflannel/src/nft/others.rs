@@ -115,6 +115,14 @@ impl Nft {
         failure.map_or(Ok(removed), Err)
     }
 
+    /// Removes our own table, with the pods' chains in it. None being there is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_own_table(&self) -> io::Result<()> {
+        self.remove_table(libc::NFPROTO_INET, TABLE).map(drop)
+    }
+
     fn remove_table(&self, family: i32, table: &str) -> io::Result<bool> {
         let tables = self.dump(NFT_MSG_GETTABLE, family, |_| ())?;
         if !tables.iter().any(|body| text(body_of(body), NFTA_TABLE_NAME) == Some(table)) {

@@ -6,7 +6,7 @@
 
 use super::{
     claims::contains,
-    desired::{Desired, Device, Direct, Entries, Hop},
+    desired::{Desired, Device, Direct, Hop},
     observed::{DeviceSeen, LinkSeen, Observed, RouteSeen, VxlanSeen},
     step::Step,
 };
@@ -54,7 +54,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Step> {
     for (family, device) in desired.devices.iter() {
         let seen = kept.get(&family).copied();
         put_address(family, device, seen, &mut steps);
-        put_entries(family, &device.entries, seen, &observed.routes, &mut steps);
+        put_entries(family, device, seen, &observed.routes, &mut steps);
     }
     for (family, device) in desired.devices.iter() {
         let seen = kept.get(&family).copied();
@@ -153,13 +153,14 @@ fn put_address(family: Family, device: &Device, seen: Option<&DeviceSeen>, steps
 
 fn put_entries(
     family: Family,
-    entries: &Entries,
+    device: &Device,
     seen: Option<&DeviceSeen>,
     routes: &BTreeSet<RouteSeen>,
     steps: &mut Vec<Step>,
 ) {
+    let entries = &device.entries;
     for (ip, mac) in &entries.neighbours {
-        if seen.and_then(|seen| seen.neighbours.get(ip)) != Some(mac) {
+        if seen.and_then(|seen| lasting_neighbours(seen, device).get(ip)) != Some(mac) {
             steps.push(Step::PutNeighbour(family, *ip, *mac));
         }
     }
@@ -176,10 +177,25 @@ fn put_entries(
     }
     for (dst, hop) in &entries.routes {
         let index = seen.map(|seen| seen.link.index);
-        if !routes_to(routes, *dst).any(|route| leads(route, family, *hop, index)) {
-            steps.push(Step::PutRoute(family, *dst, *hop));
+        if routes_to(routes, *dst).any(|route| leads(route, family, *hop, index)) {
+            continue;
         }
+        // IPv6 takes no onlink gateway that another device leads to, and the route to be replaced does
+        // (`ip6_route_check_nh_onlink`): it has to go first.
+        if family == Family::V6 && matches!(hop, Hop::Vxlan(_)) {
+            let elsewhere = routes_to(routes, *dst)
+                .filter(|route| route.metric == RouteSeen::default_metric(family) && route.device != index);
+            steps.extend(elsewhere.map(|route| Step::RemoveRoute(Box::new(*route))));
+        }
+        steps.push(Step::PutRoute(family, *dst, *hop));
     }
+}
+
+/// The neighbours that will be there once the device is as it should be: a change of its own hardware address makes
+/// the kernel forget all of them, the permanent ones too (`neigh_changeaddr`).
+fn lasting_neighbours<'s>(seen: &'s DeviceSeen, device: &Device) -> &'s BTreeMap<IpAddr, Mac> {
+    static NONE: BTreeMap<IpAddr, Mac> = BTreeMap::new();
+    if seen.link.mac == Some(device.mac) { &seen.neighbours } else { &NONE }
 }
 
 /// Where the forwarding table sends a hardware address.
@@ -232,7 +248,7 @@ fn prune(
         }
     }
     let Some(seen) = seen else { return };
-    for (ip, mac) in &seen.neighbours {
+    for (ip, mac) in lasting_neighbours(seen, device) {
         if !device.entries.neighbours.contains_key(ip) {
             steps.push(Step::RemoveNeighbour(family, *ip, *mac));
         }

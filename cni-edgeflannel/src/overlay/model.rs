@@ -100,7 +100,11 @@ fn apply(step: &Step, kernel: &mut Observed) {
             kernel.sysctls.insert(format!("net/ipv6/conf/{}/accept_ra", wanted.name), "1".into());
         }
         Step::ChangeVxlan(wanted, family) => device(kernel, *family).link.vxlan = Some(vxlan(wanted)),
-        Step::SetMac(family, mac) => device(kernel, *family).link.mac = Some(*mac),
+        Step::SetMac(family, mac) => {
+            let device = device(kernel, *family);
+            device.link.mac = Some(*mac);
+            device.neighbours.clear();
+        }
         Step::SetMtu(family, mtu) => device(kernel, *family).link.mtu = *mtu,
         Step::SetUp(family) => device(kernel, *family).link.up = true,
         Step::TxChecksumOff(family) => device(kernel, *family).link.tx_checksum = Some(false),
