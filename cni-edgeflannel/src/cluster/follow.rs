@@ -42,8 +42,6 @@ pub struct Noted {
     pub own: bool,
     /// A list was completed.
     pub listed: bool,
-    /// A list has begun and is not complete: what it adds can wait for its end.
-    pub listing: bool,
 }
 
 impl Follower {
@@ -71,6 +69,17 @@ impl Follower {
     #[must_use]
     pub fn ask_again(&self) -> Option<Instant> {
         self.ask_again
+    }
+
+    /// Whether that time has come; asked once.
+    pub fn take_question(&mut self, now: Instant) -> bool {
+        self.ask_again.take_if(|at| *at <= now).is_some()
+    }
+
+    /// A list has begun and is not complete: what it adds can wait for its end.
+    #[must_use]
+    pub fn is_listing(&self) -> bool {
+        self.listing.is_some()
     }
 
     /// Nodes that are unclear about themselves, and in what way.
@@ -117,7 +126,6 @@ impl Follower {
             Heard::Contact => {}
             Heard::Lost(_) => self.listing = None,
         }
-        noted.listing = self.listing.is_some();
         noted
     }
 
@@ -278,7 +286,7 @@ mod tests {
         assert_eq!(world.hear(Heard::Deleted("nobody".into())).1, 0);
         assert_eq!(world.peers(), "b");
         let (noted, _) = world.hear(Heard::Node(Box::new(node("me", 1))));
-        assert!(noted.own && !noted.listing);
+        assert!(noted.own && !world.follower.is_listing());
     }
 
     #[test]
