@@ -193,6 +193,12 @@ async fn events(
                     (Heard::Contact, version)
                 }
             }
+            // "the required storage feature RequestWatchProgress is disabled", with an old etcd. Whatever it is, a
+            // list page by page asks less of the server (client-go's reflector does the same).
+            Ok(Some(Ok(WatchEvent::Error(status)))) if listing => {
+                log::debug!("streamed list: {} {}", status.code, status.message);
+                return End::NotStreamed;
+            }
             Ok(Some(Ok(WatchEvent::Error(status)))) => {
                 return End::Anew(format!(
                     "the API server ends the watch: {} {}",
