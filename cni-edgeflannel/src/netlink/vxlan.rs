@@ -103,6 +103,15 @@ impl Netlink {
         .await
     }
 
+    /// Brings a device up, and says nothing else about it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn only_up(&self, index: u32) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.set(message, || format!("bring device {index} up")).await
+    }
+
     /// Sets a device's MTU.
     ///
     /// # Errors

@@ -208,7 +208,7 @@ impl Kernel {
         match step {
             Step::SetMac(_, mac) => netlink.set_mac(index, *mac).await?,
             Step::SetMtu(_, mtu) => netlink.set_mtu(index, *mtu).await?,
-            Step::SetUp(_) => netlink.up(index).await?,
+            Step::SetUp(_) => netlink.only_up(index).await?,
             Step::TxChecksumOff(_) => {
                 let done = Ethtool::open().and_then(|ethtool| ethtool.tx_checksum_off(index));
                 done.map_err(failed("switch tx-checksum-ip-generic off"))?;

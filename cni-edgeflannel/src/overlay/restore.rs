@@ -162,13 +162,25 @@ fn this_netns() -> String {
     link.map_or_else(|_| "unknown".into(), |link| link.to_string_lossy().into_owned())
 }
 
-/// Restores the overlay from the record in `state_dir`, unless it is up. Must be called within a tokio runtime.
+/// Whether there is nothing to restore: the mark holds, and so does `else_wise`, which is what else the caller
+/// needs.
+#[must_use]
+pub fn is_up(run_dir: &Path, else_wise: impl Fn() -> bool) -> bool {
+    Mark::new(run_dir).holds() && else_wise()
+}
+
+/// Restores the overlay from the record in `state_dir`, unless it [is up](is_up). Must be called within a tokio
+/// runtime.
 ///
 /// # Errors
 /// Each of [`Error`]; then nothing was done.
-pub async fn restore(state_dir: &Path, run_dir: &Path) -> Result<Restored, Error> {
+pub async fn restore(
+    state_dir: &Path,
+    run_dir: &Path,
+    else_wise: impl Fn() -> bool,
+) -> Result<Restored, Error> {
     let mark = Mark::new(run_dir);
-    if mark.holds() {
+    if is_up(run_dir, &else_wise) {
         return Ok(Restored::Up);
     }
     let mut store = RecordStore::new(state_dir);
@@ -177,7 +189,7 @@ pub async fn restore(state_dir: &Path, run_dir: &Path) -> Result<Restored, Error
         return Ok(Restored::NoRecord);
     }
     let _lock = mark.lock()?;
-    if mark.holds() {
+    if is_up(run_dir, &else_wise) {
         return Ok(Restored::Up);
     }
     let record = match store.load().map_err(Error::Record)? {

@@ -12,6 +12,7 @@
 
 mod disk;
 mod drift;
+mod plugin;
 mod restore;
 mod traffic;
 mod world;

@@ -14,6 +14,7 @@ use cni_edgeflannel::{
     record::{Changes, Family, NodeRecord, Peer, PeerEnd, PerFamily, Record},
 };
 use nix::{
+    mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     unistd::{gettid, sethostname},
 };
@@ -90,6 +91,21 @@ impl Machine {
             (output.status.success(), String::from_utf8_lossy(&text).trim().to_owned())
         })
     }
+}
+
+impl Machine {
+    /// The path of its network namespace, as a runtime would name it.
+    pub fn netns(&self) -> String {
+        format!("/proc/{}/task/{}/ns/net", std::process::id(), self.tid)
+    }
+}
+
+/// Gives the calling thread's machine an empty /run of its own.
+pub fn private_run() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
 }
 
 impl Drop for Machine {
