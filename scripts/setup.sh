@@ -21,7 +21,7 @@ packages=(
   util-linux procps e2fsprogs openssl          # unshare, nsenter, losetup; disk images
   containerd runc etcd-server busybox-static   # the real runtime, the cluster's store, the pods' image
   containernetworking-plugins                  # Debian's reference plugins, our interop partners
-  socat tcpdump strace iperf3 iputils-ping     # to look and to measure
+  socat tcpdump strace iperf3 iputils-ping time # to look and to measure
 )
 rust_ok() { have cargo && have rustfmt && have cargo-clippy && at_least "$RUST_NEEDED" "$(rustc --version 2>/dev/null | cut -d' ' -f2)"; }
 go_version() { "$1" version 2>/dev/null | sed -n 's/^go version go\([0-9.]*\).*/\1/p'; }

@@ -469,4 +469,25 @@ mod tests {
         assert_eq!(config(r#""dns":{}"#).unwrap().dns, None);
         assert_eq!(config(r#""dns":{"domain":"x"}"#).unwrap().dns.unwrap().domain.unwrap(), "x");
     }
+
+    #[test]
+    fn every_conflist_that_we_ship() {
+        let conf_dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf");
+        let mut parsed = 0;
+        for entry in std::fs::read_dir(conf_dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "conflist") {
+                continue;
+            }
+            let list: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let mut plugin = list["plugins"][0].clone();
+            assert_eq!(plugin["type"], "edgeflannel", "{}", path.display());
+            plugin["name"] = list["name"].clone();
+            plugin["cniVersion"] = list["cniVersion"].clone();
+            let config = Config::new(&conf(&plugin.to_string()), None).unwrap();
+            assert_eq!(config.ipam.kind, "ipam-sticky");
+            parsed += 1;
+        }
+        assert_eq!(parsed, 3);
+    }
 }

@@ -3,7 +3,10 @@
 //! A netlink socket belongs for ever to the namespace it was opened in, so the thread enters only for a
 //! moment: to open a socket, or to write sysctls, which go by the calling thread's namespace.
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{NSFS_MAGIC, fstatfs},
+};
 use std::{
     fs::File,
     io,
@@ -24,9 +27,14 @@ impl Netns {
     /// Opens the namespace at a path, usually /var/run/netns/NAME or /proc/PID/ns/net.
     ///
     /// # Errors
-    /// When the path cannot be opened.
+    /// When the path cannot be opened; [`io::ErrorKind::InvalidInput`] when it is an ordinary file, such as the mount
+    /// point of a namespace that is gone.
     pub fn open(path: &Path) -> io::Result<Self> {
-        File::open(path).map(|file| Self { file })
+        let file = File::open(path)?;
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a namespace, but an ordinary file"));
+        }
+        Ok(Self { file })
     }
 
     /// The namespace that this thread is in.

@@ -8,8 +8,9 @@ use crate::{
     pod::{
         check::{self, Drift, Expected},
         kernel::{self, Kernel},
-        plan::{self, Refusal, SeenBridge, Subject, Wanted},
+        plan::{self, Refusal, SeenBridge},
         remove,
+        wanted::{Subject, Wanted},
     },
     subnet_env::SubnetEnv,
 };
@@ -143,9 +144,6 @@ async fn wire(
     let wanted = Wanted::new(of, config, subnet, given, bridge.as_ref()).map_err(cannot)?;
     let seen = kernel.see(&wanted, bridge).await.map_err(refused)?;
     let steps = plan::steps(&wanted, &seen).map_err(cannot)?;
-    if config.gateway {
-        kernel::warn_without_br_netfilter();
-    }
     kernel.carry_out(&steps, &wanted).await.map_err(refused)?;
     Ok(wanted.result)
 }

@@ -40,7 +40,7 @@ pub struct Choice {
 /// What a binding that is not in use gives up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Loss {
-    /// All of it: the address ran out.
+    /// All of it that is not pinned: the addresses ran out.
     Binding(Key),
     /// The one address that somebody asked for by name.
     Address(Key, Address),
@@ -213,7 +213,7 @@ fn reclaim(
 ) -> Result<Option<Address>, Fault> {
     for loss in losses.iter() {
         if let Loss::Binding(loser) = loss
-            && let Some(address) = existing(view, loser)?.addresses.into_iter().find(within)
+            && let Some(address) = existing(view, loser)?.spare().find(within)
         {
             return Ok(Some(address));
         }
@@ -223,7 +223,7 @@ fn reclaim(
         if loser == *key {
             continue;
         }
-        if let Some(address) = binding.addresses.into_iter().find(within)
+        if let Some(address) = binding.spare().find(within)
             && !losses.contains(&Loss::Address(loser.clone(), address))
         {
             losses.push(Loss::Binding(loser));

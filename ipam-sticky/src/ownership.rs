@@ -56,6 +56,7 @@ pub fn acquire(
     let addresses = choice.addresses.clone();
     draft.put(&key, Binding { sequence, addresses, pins: old.pins, owner: Some(owner), former });
     draft.changes.cursors.extend(choice.cursors);
+    trim(&mut draft, view, now)?;
     Ok((choice.addresses, draft.changes))
 }
 
@@ -121,26 +122,35 @@ pub fn collect(view: &dyn View, valid: &HashSet<Attachment>, now: &Now) -> Resul
     Ok(draft.changes)
 }
 
-/// Forgets the idle bindings released longest ago when there are more than `maxIdle`.
+/// Forgets the idle bindings released longest ago when there would be more than `maxIdle`.
 fn trim(draft: &mut Draft, view: &dyn View, now: &Now) -> Result<(), Fault> {
-    let is_idle = |binding: &&Option<Binding>| {
-        binding.as_ref().is_some_and(|binding| binding.owner.is_none() && binding.pins.is_empty())
-    };
-    let new = draft.changes.bindings.values().filter(is_idle).count();
-    let idle = view.idle_count()?.saturating_add(new as u64);
-    let mut surplus = TRIM.min(usize::try_from(idle.saturating_sub(now.max_idle)).unwrap_or(TRIM));
+    let is_idle = |binding: &Option<Binding>| binding.as_ref().is_some_and(Binding::is_idle);
+    let mut idle = view.idle_count()?;
+    let mut fresh = Vec::new();
+    for (key, new) in &draft.changes.bindings {
+        match (is_idle(&view.binding(key)?), is_idle(new)) {
+            (true, false) => idle = idle.saturating_sub(1),
+            (false, true) => {
+                idle = idle.saturating_add(1);
+                fresh.push(key.clone());
+            }
+            _ => {}
+        }
+    }
+    let mut surplus = usize::try_from(idle.saturating_sub(now.max_idle)).unwrap_or(TRIM).min(TRIM);
     let mut after = 0;
     while surplus > 0 {
         let Some((sequence, key)) = view.idle_after(after)? else {
-            // Only the ones this very verb made idle are left.
-            let left: Vec<Key> =
-                draft.changes.bindings.iter().filter(|(_, b)| is_idle(b)).map(|(k, _)| k.clone()).collect();
-            left.iter().take(surplus).for_each(|key| draft.forget(key));
+            // Only those are left that this very verb made idle.
+            for key in fresh.iter().take(surplus) {
+                let binding = draft.existing(key)?;
+                draft.strip(key, binding);
+            }
             break;
         };
         after = sequence;
-        if !draft.changes.bindings.contains_key(&key) {
-            draft.forget(&key);
+        if let Some(binding) = draft.binding(&key)?.filter(Binding::is_idle) {
+            draft.strip(&key, binding);
             surplus -= 1;
         }
     }
@@ -149,7 +159,12 @@ fn trim(draft: &mut Draft, view: &dyn View, now: &Now) -> Result<(), Fault> {
 
 fn lose(draft: &mut Draft, loss: &Loss) -> Result<(), Fault> {
     match loss {
-        Loss::Binding(key) => draft.forget(key),
+        Loss::Binding(key) => {
+            // Gone already when it was this very container's under another name.
+            if let Some(binding) = draft.binding(key)? {
+                draft.strip(key, binding);
+            }
+        }
         Loss::Address(key, address) => {
             // Forgotten already when another set took the whole binding.
             if let Some(mut binding) = draft.binding(key)? {
@@ -188,7 +203,7 @@ pub fn pin(view: &dyn View, key: &Key, address: Address, now: &Now) -> Result<Ch
 ///
 /// # Errors
 /// The view's.
-pub fn unpin(view: &dyn View, key: &Key, address: Option<Address>) -> Result<Changes, Fault> {
+pub fn unpin(view: &dyn View, key: &Key, address: Option<Address>, now: &Now) -> Result<Changes, Fault> {
     let mut draft = Draft::new(view);
     if let Some(mut binding) = view.binding(key)? {
         let before = binding.pins.len();
@@ -197,6 +212,7 @@ pub fn unpin(view: &dyn View, key: &Key, address: Option<Address>) -> Result<Cha
             draft.put(key, binding);
         }
     }
+    trim(&mut draft, view, now)?;
     Ok(draft.changes)
 }
 

@@ -56,6 +56,17 @@ impl Binding {
         held
     }
 
+    /// The addresses that it may lose when it is not in use: those that are not pinned.
+    pub fn spare(&self) -> impl Iterator<Item = Address> {
+        self.addresses.iter().filter(|address| !self.pins.contains(address)).copied()
+    }
+
+    /// Whether somebody else may get an address of it.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.owner.is_none() && self.spare().next().is_some()
+    }
+
     /// Every container that a DEL may come for.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.owner.iter().chain(&self.former).map(|owner| owner.container.as_str())

@@ -79,7 +79,7 @@ impl std::error::Error for Error {}
 pub type Decide<'a, T> = &'a dyn Fn(&dyn View) -> Result<(T, Changes), Refusal>;
 
 /// What redb reads and writes. Tests put one in between that fails, or that forgets what was not synced.
-pub type MakeBackend = fn(File) -> Result<Box<dyn StorageBackend>, Fault>;
+pub type MakeBackend = Box<dyn Fn(File) -> Result<Box<dyn StorageBackend>, Fault>>;
 
 /// The state of one network.
 pub struct Store {
@@ -88,7 +88,11 @@ pub struct Store {
     backend: MakeBackend,
 }
 
-fn file_backend(file: File) -> Result<Box<dyn StorageBackend>, Fault> {
+/// The plain file.
+///
+/// # Errors
+/// redb's.
+pub fn file_backend(file: File) -> Result<Box<dyn StorageBackend>, Fault> {
     Ok(Box::new(FileBackend::new(file)?))
 }
 
@@ -96,7 +100,7 @@ impl Store {
     /// The state of a network. Nothing is touched yet.
     #[must_use]
     pub fn new(place: Place, boot: String) -> Self {
-        Self { place, boot, backend: file_backend }
+        Self { place, boot, backend: Box::new(file_backend) }
     }
 
     /// The same over another storage.

@@ -5,7 +5,7 @@
 //! | `bindings` | namespace/pod/ifname | record (see `record.rs`) |
 //! | `addresses` | address | whose binding it is in |
 //! | `runs` | first address of an unbroken run of held ones | its last |
-//! | `idle`, `active` | sequence | key of a binding that is not pinned |
+//! | `idle`, `active` | sequence | key of a binding with an address that is not pinned |
 //! | `owners` | container/ifname | key of the binding it owns, or owned and may still use |
 //! | `meta` | `schema`, `sequence`, `note`, `cursor/N` | number |
 //!
@@ -37,7 +37,7 @@ pub const SCHEMA: u128 = 1;
 
 /// Which of the indexes by sequence a binding is in.
 pub(crate) fn place(binding: &Binding) -> Option<(bool, u64)> {
-    binding.pins.is_empty().then_some((binding.owner.is_some(), binding.sequence))
+    binding.spare().next().map(|_| (binding.owner.is_some(), binding.sequence))
 }
 
 fn owner_key(at: &Attachment) -> String {

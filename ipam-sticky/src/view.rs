@@ -28,11 +28,11 @@ pub trait View {
     fn held_until(&self, address: Address) -> Result<Option<Address>, Fault>;
     /// The address that was given last out of a range set.
     fn cursor(&self, set: usize) -> Result<Option<Address>, Fault>;
-    /// The idle binding that became idle next after this point; pinned ones are not counted.
+    /// The idle binding that became idle next after this point and has an address that is not pinned.
     fn idle_after(&self, sequence: u64) -> Result<Option<(u64, Key)>, Fault>;
     /// The same of owned bindings, by the time they were taken.
     fn active_after(&self, sequence: u64) -> Result<Option<(u64, Key)>, Fault>;
-    /// How many bindings are idle and not pinned.
+    /// How many there are of those.
     fn idle_count(&self) -> Result<u64, Fault>;
     /// The binding that an attachment owns, or owned and may still use.
     fn key_of(&self, at: &Attachment) -> Result<Option<Key>, Fault>;
@@ -98,6 +98,15 @@ impl<'v> Draft<'v> {
     pub fn put(&mut self, key: &Key, binding: Binding) {
         let empty = binding.owner.is_none() && binding.held().is_empty();
         self.changes.bindings.insert(key.clone(), (!empty).then_some(binding));
+    }
+
+    /// Takes from a binding what is not pinned; without a pin it is forgotten.
+    pub fn strip(&mut self, key: &Key, mut binding: Binding) {
+        let Binding { addresses, pins, .. } = &mut binding;
+        addresses.retain(|address| pins.contains(address));
+        // Only those without a container, or with one of an earlier boot, are stripped.
+        binding.owner = None;
+        self.put(key, binding);
     }
 
     /// Forgets a binding.

@@ -5,7 +5,7 @@
 //! and write a udev rule. Netlink rather than the ioctl, which needs unsafe code; by hand rather than with the
 //! crate `ethtool`, which brings its own netlink stack for what are two messages.
 
-use crate::nft::{Buffer, errno, messages, others::attributes};
+use crate::nft::{Buffer, attributes, errno, messages};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 use nix::libc;
 use std::io;

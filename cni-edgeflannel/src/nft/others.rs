@@ -1,11 +1,14 @@
 //! What others have in nftables: chains that drop what is forwarded, and flanneld's leftovers.
 
 use super::{
-    ACK, Buffer, DUMP, NF_INET_FORWARD, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
-    NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_GETRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY,
-    NFTA_CHAIN_TABLE, NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_HOOK_HOOKNUM,
-    NFTA_HOOK_PRIORITY, NFTA_IMMEDIATE_DATA, NFTA_LIST_ELEM, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS,
-    NFTA_RULE_TABLE, NFTA_TABLE_NAME, NFTA_VERDICT_CODE, NLMSG_DONE, NLMSG_ERROR, Nft, TABLE, errno,
+    Nft, TABLE, attributes, errno,
+    message::{
+        ACK, Buffer, DUMP, NF_INET_FORWARD, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES,
+        NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_GETRULE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
+        NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_EXPR_NAME,
+        NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_IMMEDIATE_DATA, NFTA_LIST_ELEM, NFTA_RULE_CHAIN,
+        NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_TABLE_NAME, NFTA_VERDICT_CODE, NLMSG_DONE, NLMSG_ERROR,
+    },
     messages,
 };
 use nix::libc;
@@ -19,7 +22,6 @@ const NFTA_VERDICT_CHAIN: u16 = 2;
 const NFT_JUMP: u32 = -3_i32 as u32;
 const NF_DROP: u32 = 0;
 const NFGENMSG: usize = 4;
-const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// A chain that the kernel calls at a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,14 +176,14 @@ impl Nft {
         batch.bracket(NFNL_MSG_BATCH_BEGIN);
         fill(&mut batch);
         batch.bracket(NFNL_MSG_BATCH_END);
-        self.commit(&batch)
+        self.commit(&batch.bytes)
     }
 
     /// The bodies (with their nfgenmsg) of all answers.
     fn dump(&self, kind: u16, family: i32, body: impl FnOnce(&mut Buffer)) -> io::Result<Vec<Vec<u8>>> {
         let mut ask = Buffer::default();
         ask.raw(NFNL_SUBSYS_NFTABLES << 8 | kind, DUMP, byte(family), 0, body);
-        self.send(&ask)?;
+        self.send(&ask.bytes)?;
         let mut found = Vec::new();
         loop {
             for (kind, body) in messages(&self.receive()?) {
@@ -251,15 +253,4 @@ fn number(bytes: &[u8], kind: u16) -> Option<u32> {
 
 fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
-}
-
-/// Attributes as type and value. Stops at the first that is cut off.
-pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let [a, b, c, d, ..] = *rest else { return None };
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([c, d]) & NLA_TYPE_MASK, value))
-    })
 }

@@ -6,7 +6,8 @@
 
 use super::{
     names,
-    plan::{SeenBridge, Subject, forwarding},
+    plan::SeenBridge,
+    wanted::{Subject, forwarding},
 };
 use crate::{
     config::Config,
@@ -314,6 +315,7 @@ mod tests {
             mac: None,
             mtu: 1450,
             up: true,
+            operational: true,
             promiscuous: false,
             kind: Kind::Veth,
             peer: None,

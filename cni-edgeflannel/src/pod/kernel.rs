@@ -4,7 +4,8 @@
 
 use super::{
     check::{Expected, Observed},
-    plan::{Former, Seen, SeenBridge, Step, Undo, Wanted, undo},
+    plan::{Former, Seen, SeenBridge, Step, Undo, undo},
+    wanted::Wanted,
 };
 use crate::{
     mac::Mac,
@@ -54,6 +55,8 @@ pub struct Kernel {
     bridge: Cell<Option<u32>>,
     host: Cell<Option<u32>>,
     peer: Cell<Option<u32>>,
+    /// The bridge had a carrier when it was looked at.
+    bridge_sends: Cell<bool>,
 }
 
 impl Kernel {
@@ -64,7 +67,15 @@ impl Kernel {
     pub fn open(netns: Netns) -> Result<Self, Error> {
         let node = Netlink::open()?;
         let pod = netns.within(Netlink::open)?;
-        Ok(Self { node, pod, netns, bridge: Cell::default(), host: Cell::default(), peer: Cell::default() })
+        Ok(Self {
+            node,
+            pod,
+            netns,
+            bridge: Cell::default(),
+            host: Cell::default(),
+            peer: Cell::default(),
+            bridge_sends: Cell::default(),
+        })
     }
 
     /// Whether the pod has a device of this name.
@@ -84,6 +95,7 @@ impl Kernel {
         refuse_other_kind(name, link.as_ref())?;
         let Some(link) = link else { return Ok(None) };
         self.bridge.set(Some(link.index));
+        self.bridge_sends.set(link.operational);
         let addresses = self.node.addresses(link.index).await?;
         let Link { index, mac, mtu, up, promiscuous, .. } = link;
         Ok(Some(SeenBridge { index, mac, mtu, up, promiscuous, addresses }))
@@ -209,7 +221,11 @@ impl Kernel {
     async fn act(&self, step: &Step, wanted: &Wanted) -> Result<(), Error> {
         debug!("{step:?}");
         match step {
-            Step::AddBridge(bridge) => fine_if_there(self.node.add_bridge(bridge).await)?,
+            Step::AddBridge(bridge) => {
+                // Once a boot, not at every ADD.
+                warn_without_br_netfilter();
+                fine_if_there(self.node.add_bridge(bridge).await)?;
+            }
             Step::SetBridge { mac, promiscuous } => {
                 self.node.set_bridge(self.bridge(wanted).await?, *mac, *promiscuous).await?;
             }
@@ -242,6 +258,11 @@ impl Kernel {
             Step::AddVeth(veth) => {
                 let bridge = self.bridge(wanted).await?;
                 self.node.add_veth(veth, bridge, self.netns.as_raw_fd()).await?;
+                // Lost to somebody who is faster than us: the next step says so.
+                if let Some(host) = self.node.link(&veth.name).await.ok().flatten() {
+                    self.host.set(Some(host.index));
+                    self.peer.set(host.peer);
+                }
             }
             Step::SetPort { hairpin, isolated, alias } => {
                 let host = self.host(wanted).await?;
@@ -255,7 +276,7 @@ impl Kernel {
             Step::PodAddress(cidr) => self.pod.add_address(self.peer(wanted).await?, *cidr).await?,
             Step::PodRoute(route) => self.pod.add_route(self.peer(wanted).await?, route).await?,
             Step::Announce(mac) => {
-                self.wait_until_forwarding(self.host(wanted).await?).await?;
+                self.wait_until_forwarding(self.host(wanted).await?, self.bridge(wanted).await?).await?;
                 self.pod.set_mac(self.peer(wanted).await?, *mac).await?;
             }
         }
@@ -281,11 +302,11 @@ impl Kernel {
 
     /// Until then a frame from the pod is dropped, the announcement of its addresses first of all. What a chained
     /// plugin or the container does next finds the way open.
-    async fn wait_until_forwarding(&self, host: u32) -> Result<(), Error> {
+    async fn wait_until_forwarding(&self, host: u32, bridge: u32) -> Result<(), Error> {
         const STEP: Duration = Duration::from_micros(100);
         let mut waited = Duration::ZERO;
         while waited < FORWARDING_LIMIT {
-            if self.node.link_at(host).await?.and_then(|link| link.port).is_some_and(|port| port.forwarding) {
+            if self.forwards(host).await? && self.sends(bridge).await? {
                 debug!("forwarding after {waited:?}");
                 return Ok(());
             }
@@ -295,6 +316,19 @@ impl Kernel {
         // With spanning tree on, a port takes 30 s: not a reason to fail.
         warn!("the bridge does not forward to device {host} yet");
         Ok(())
+    }
+
+    /// A fresh port counts as forwarding until the kernel's work queue finds that the other end was not up yet, and
+    /// again once it finds that it is: hence both.
+    async fn forwards(&self, host: u32) -> Result<bool, Error> {
+        let link = self.node.link_at(host).await?;
+        Ok(link.is_some_and(|link| link.operational && link.port.is_some_and(|port| port.forwarding)))
+    }
+
+    /// With its first port the bridge itself gets a carrier; until the work queue has noticed, it drops what the
+    /// node sends.
+    async fn sends(&self, bridge: u32) -> Result<bool, Error> {
+        Ok(self.bridge_sends.get() || self.node.link_at(bridge).await?.is_some_and(|link| link.operational))
     }
 
     async fn bridge(&self, wanted: &Wanted) -> Result<u32, Error> {
@@ -336,7 +370,7 @@ fn fine_if_there(done: Result<(), netlink::Error>) -> Result<(), Error> {
 
 /// Whether the kernel passes bridged packets to netfilter, without which a pod cannot reach a service whose
 /// backend is on its own node. A note in the log, since kube-proxy or the distribution may load the module yet.
-pub fn warn_without_br_netfilter() {
+fn warn_without_br_netfilter() {
     for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
         match Sysctl::new(key, "1").holds() {
             Ok(true) => {}

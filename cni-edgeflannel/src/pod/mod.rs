@@ -5,3 +5,4 @@ pub mod kernel;
 pub mod names;
 pub mod plan;
 pub mod remove;
+pub mod wanted;

@@ -32,7 +32,9 @@ fn everything(options: &Options) -> Result<String, Failure> {
     Ok(json(&json!({"network": place.network, "addresses": rows.collect::<Vec<_>>()})))
 }
 
-/// Only addresses in use: host-local knows no others.
+/// Only addresses in use: host-local knows no others. What the directory says of an address that is bound here is
+/// from before the move to us, and our state has seen every DEL since: its reservation is replaced, or removed when
+/// the address is idle. Reservations of other addresses stay.
 fn host_local(options: &Options, directory: &Path) -> Result<String, Failure> {
     let store = options.store()?;
     let (bindings, cursors) = store.look(&|database| {
@@ -45,20 +47,21 @@ fn host_local(options: &Options, directory: &Path) -> Result<String, Failure> {
     })?;
     let failed = |path: &Path, error: io::Error| Failure::new(format!("write {}: {error}", path.display()));
     fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
-    let (mut written, mut kept) = (0, String::new());
+    let (mut written, mut replaced) = (0, 0);
     for (key, binding) in &bindings {
-        let Some(owner) = &binding.owner else { continue };
-        let content = format!("{}\r\n{}", owner.container, key.identity().ifname());
+        let content =
+            binding.owner.as_ref().map(|owner| format!("{}\r\n{}", owner.container, key.identity().ifname()));
         for address in &binding.addresses {
             let path = directory.join(address.to_string());
-            match fs::read_to_string(&path) {
-                Ok(other) if other.trim() != content => {
-                    kept.push_str(&format!("; {address} is reserved for another container there already"));
-                }
-                _ => {
-                    write_synced(&path, &content).map_err(|error| failed(&path, error))?;
+            let former = fs::read_to_string(&path).ok().filter(|former| Some(former) != content.as_ref());
+            replaced += usize::from(former.is_some());
+            match &content {
+                Some(content) => {
+                    write_synced(&path, content).map_err(|error| failed(&path, error))?;
                     written += 1;
                 }
+                None if former.is_some() => fs::remove_file(&path).map_err(|error| failed(&path, error))?,
+                None => {}
             }
         }
     }
@@ -68,8 +71,10 @@ fn host_local(options: &Options, directory: &Path) -> Result<String, Failure> {
     }
     let synced = File::open(directory).and_then(|directory| directory.sync_all());
     synced.map_err(|error| failed(directory, error))?;
-    let said = format!("{written} reservations written to {}{kept}", directory.display());
-    if kept.is_empty() { Ok(said + "\n") } else { Err(Failure::new(said)) }
+    let directory = directory.display();
+    Ok(format!(
+        "{written} reservations written to {directory}; {replaced} older ones were replaced or removed\n"
+    ))
 }
 
 fn write_synced(path: &Path, content: &str) -> io::Result<()> {

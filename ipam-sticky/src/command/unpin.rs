@@ -13,10 +13,11 @@ pub fn run(options: &Options) -> Result<String, Failure> {
         _ => return Err(Failure::usage("unpin takes NAMESPACE/POD and perhaps an ADDRESS")),
     };
     pod(operand)?;
-    let unpinned = options.store()?.change(&|view: &dyn View| {
+    let store = options.store()?;
+    let unpinned = store.change(&|view: &dyn View| {
         let mut all = crate::view::Changes::default();
         for (key, _) in of_pod(view.bindings()?, operand, options.ifname.as_deref()) {
-            all.bindings.extend(ownership::unpin(view, &key, address)?.bindings);
+            all.bindings.extend(ownership::unpin(view, &key, address, &store.now())?.bindings);
         }
         Ok((all.bindings.len(), all))
     })?;

@@ -24,9 +24,9 @@ pub fn start(node: &mut Node) -> Result<()> {
     node.host.write("/etc/containerd/config.toml", CONFIG)?;
     let mut command = node.host.command("containerd")?;
     command.args(["--log-level", "warn"]);
-    node.start("containerd", command)?;
+    node.daemons.start("containerd", command)?;
     wait_for("containerd to answer", Duration::from_secs(30), || {
-        node.check_alive("containerd")?;
+        node.daemons.check_alive("containerd")?;
         ctr(node, &["version"]).map(Some)
     })?;
     let known = ctr(node, &["image", "ls", "-q"])?;

@@ -10,6 +10,7 @@
 //! ```
 //! Dropping it removes all of it, and panics if anything is left.
 
+use crate::daemons::Daemon;
 use crate::exec::{COMMAND_LIMIT, Output, run, wait_for, wait_until};
 use crate::host_init::{HostSpec, cgroup_hierarchies};
 use crate::leaks;
@@ -20,14 +21,15 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long a host may take to come up or to die.
-const POWER_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const POWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running (or powered-off) host.
 #[derive(Debug)]
@@ -76,19 +78,36 @@ pub fn unique_id(name: &str) -> String {
 impl Host {
     /// A host with a temporary disk and no cgroups of its own: enough for links, routes and CNI plugins.
     pub fn new(name: &str) -> Result<Self> {
+        Self::temporary(name, |_| {})
+    }
+
+    /// The same with a disk that is an image, and what it takes to cut its power: see [`Host::power_cut`].
+    pub fn with_disk_image(name: &str) -> Result<Self> {
+        Self::temporary(name, |spec| {
+            spec.image = Some(spec.disk.join("disk.img"));
+            spec.disk.push("disk");
+            // The freezer stops those who write while the disk is copied.
+            spec.cgroups = true;
+        })
+    }
+
+    fn temporary(name: &str, change: impl FnOnce(&mut HostSpec)) -> Result<Self> {
         let id = unique_id(name);
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("{id}-"))
-            .tempdir()
-            .context("cannot make a disk folder")?;
-        let spec = HostSpec {
+        let dir = tempfile::Builder::new().prefix(&format!("{id}-")).tempdir();
+        let dir = dir.context("cannot make a disk folder")?;
+        let mut spec = HostSpec {
             name: name.to_owned(),
             id,
             disk: dir.path().to_owned(),
+            image: None,
             cgroups: false,
             stay: false,
             hosts: Vec::new(),
         };
+        change(&mut spec);
+        if let Some(image) = &spec.image {
+            crate::disk::make_image(image)?;
+        }
         let mut host = Self { spec, power: None, maker: None, temporary: Some(dir) };
         host.power_on()?;
         Ok(host)
@@ -143,13 +162,15 @@ impl Host {
         Ok(PathBuf::from(format!("/proc/{}/root", self.init_pid()?)).join(inside))
     }
 
-    /// Writes a file inside the host, with its folders.
+    /// Writes a file inside the host, with its folders, and syncs it: what a person installs outlives a power cut.
     pub fn write(&self, path: &str, text: impl AsRef<[u8]>) -> Result<()> {
         let outer = self.path(path)?;
         if let Some(parent) = outer.parent() {
             fs::create_dir_all(parent).with_context(|| format!("cannot make the folder of {path}"))?;
         }
-        fs::write(&outer, text).with_context(|| format!("cannot write {path} in host {}", self.spec.name))
+        let written =
+            File::create(&outer).and_then(|mut file| file.write_all(text.as_ref()).and(file.sync_all()));
+        written.with_context(|| format!("cannot write {path} in host {}", self.spec.name))
     }
 
     /// Reads a file inside the host.
@@ -220,6 +241,12 @@ impl Host {
         .with_context(|| format!("still there: {}", leaks::list(&power.namespaces.inhabitants())))?;
         leaks::check_pins(&power.namespaces)?;
         drop(power.held);
+        if let Some(image) = &self.spec.image {
+            // The kernel lets go of the loop device a moment after the last mount.
+            wait_until(&format!("the release of {image:?}"), POWER_LIMIT, || {
+                leaks::loop_device(image).is_none()
+            })?;
+        }
         self.remove_cgroups()
     }
 
@@ -231,7 +258,12 @@ impl Host {
         fs::create_dir_all(&self.spec.disk)?;
         self.make_cgroups()?;
         let log = self.spec.disk.join("host.log");
-        let mut maker = Command::new(tools::rig()?)
+        let mut maker = Command::new(tools::rig()?);
+        if self.spec.stay {
+            // ^C at the terminal is not meant for it.
+            maker.process_group(0);
+        }
+        let mut maker = maker
             .arg("host-run")
             .arg(serde_json::to_string(&self.spec)?)
             .stdin(if self.spec.stay { Stdio::null() } else { Stdio::piped() })
@@ -254,6 +286,31 @@ impl Host {
     pub fn reboot(&mut self) -> Result<()> {
         self.power_off()?;
         self.power_on()
+    }
+
+    /// Power loss as the disk sees it: only what had reached the disk image is there afterwards. Power is off then.
+    pub fn power_cut(&mut self) -> Result<()> {
+        let image = self.spec.image.clone().with_context(|| {
+            format!(
+                "the disk of {} is a folder, which keeps everything: it needs a disk image",
+                self.spec.name
+            )
+        })?;
+        let copy = image.with_extension("cut");
+        let freezer = format!("/sys/fs/cgroup/freezer/{}/freezer.state", self.spec.id);
+        fs::write(&freezer, "FROZEN").with_context(|| format!("cannot freeze by {freezer}"))?;
+        let frozen = wait_until("all processes to be frozen", POWER_LIMIT, || {
+            fs::read_to_string(&freezer).is_ok_and(|state| state.trim() == "FROZEN")
+        });
+        let copied = frozen.and_then(|()| crate::disk::copy_unsynced(&image, &copy));
+        if let Some(power) = &self.power {
+            // Pending while it is frozen: it dies before it runs again.
+            power.init.signal(Signal::SIGKILL);
+        }
+        fs::write(&freezer, "THAWED").with_context(|| format!("cannot thaw by {freezer}"))?;
+        self.power_off()?;
+        copied?;
+        fs::rename(&copy, &image).with_context(|| format!("cannot put {copy:?} in the image's place"))
     }
 
     /// Power off, then everything of it removed but a disk folder that the caller named; says what could not be.
@@ -322,97 +379,4 @@ impl Drop for Host {
             leaks::complain(&format!("host {} could not be removed: {error:#}", self.spec.name));
         }
     }
-}
-
-/// A program that runs until it is stopped. Dropping the handle stops nothing: the host's end does.
-#[derive(Debug)]
-pub struct Daemon {
-    /// The waiting `rig enter-pid`; the daemon itself is its only child, and has asked to die with it.
-    process: Process,
-    /// Present when this run of the program started it.
-    child: Option<Child>,
-    line: String,
-    log: PathBuf,
-}
-
-impl Daemon {
-    /// Starts `command` (see [`Host::command`]), appending its output to `log`.
-    pub fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
-        let line = crate::exec::shown(command);
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("cannot write the log {log:?}"))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("cannot start `{line}`"))?;
-        let process = Process::find(child.id().cast_signed())?;
-        Ok(Self { process, child: Some(child), line, log: log.to_owned() })
-    }
-
-    /// A daemon that another run of `rig` started.
-    pub fn found(process: Process, log: PathBuf) -> Self {
-        Self { line: crate::proc::command_line(process.pid), process, child: None, log }
-    }
-
-    /// What to write down to find it again.
-    pub fn process(&self) -> Process {
-        self.process
-    }
-
-    /// Where its output goes.
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
-    /// Fails, with the end of its log, when the daemon has ended.
-    pub fn check_alive(&self) -> Result<()> {
-        if self.process.alive() {
-            return Ok(());
-        }
-        bail!("`{}` has ended; its log ends:\n{}", self.line, self.log_end())
-    }
-
-    /// The last lines that it said.
-    pub fn log_end(&self) -> String {
-        log_end(&self.log)
-    }
-
-    /// SIGKILL, and wait for the end.
-    pub fn kill(&mut self) -> Result<()> {
-        self.end(Signal::SIGKILL)
-    }
-
-    /// SIGTERM, and wait for the end.
-    pub fn terminate(&mut self) -> Result<()> {
-        self.end(Signal::SIGTERM)
-    }
-
-    fn end(&mut self, signal: Signal) -> Result<()> {
-        let daemons = self.process.children();
-        for daemon in &daemons {
-            daemon.signal(signal);
-        }
-        wait_until(&format!("the end of `{}` after {signal}", self.line), POWER_LIMIT, || {
-            daemons.iter().all(|daemon| !daemon.alive()) && !self.process.alive()
-        })?;
-        self.reap()
-    }
-
-    /// Takes note of the end of a daemon that something else ended.
-    pub fn reap(&mut self) -> Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        wait_for(&format!("the end of `{}`", self.line), POWER_LIMIT, || Ok(child.try_wait()?)).map(drop)
-    }
-}
-
-/// The last 20 lines of a log file.
-pub fn log_end(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
 }

@@ -25,6 +25,8 @@ pub struct HostSpec {
     pub id: String,
     /// The folder that is its disk: kept over a reboot.
     pub disk: PathBuf,
+    /// An ext4 image to mount there, inside the host only.
+    pub image: Option<PathBuf>,
     /// With cgroups of its own: what a kubelet needs.
     pub cgroups: bool,
     /// Outlives the program that made it (`rig up`); otherwise it dies with its maker, however that one ends.
@@ -151,6 +153,9 @@ fn mount_view(spec: &HostSpec) -> Result<()> {
         }
     }
 
+    if let Some(image) = &spec.image {
+        crate::disk::mount_image(image, &spec.disk)?;
+    }
     let disk = |path: &str| spec.disk.join(path);
     for dir in
         ["var/lib/cni", "var/log", "var/cache", "var/tmp", "opt/cni/bin", "etc", ".etc-work", "etc-cni/net.d"]

@@ -45,7 +45,7 @@ fn config(mode: &Mode) -> Value {
                 "x509": {"clientCAFile": "/etc/kubernetes/pki/ca.crt"}},
             "authorization": {"mode": "Webhook"},
             "tlsCertFile": "/etc/kubernetes/pki/serving.crt", "tlsPrivateKeyFile": "/etc/kubernetes/pki/serving.key",
-            "nodeStatusUpdateFrequency": "5s", "nodeLeaseDurationSeconds": 20,
+            "nodeStatusUpdateFrequency": "1s", "nodeLeaseDurationSeconds": 20,
         }),
     };
     if let (Some(config), Some(more)) = (config.as_object_mut(), more.as_object()) {
@@ -68,13 +68,13 @@ pub fn start(node: &mut Node) -> Result<()> {
     if matches!(mode, Mode::Cluster) {
         command.arg("--kubeconfig=/etc/kubernetes/kubelet.kubeconfig");
     }
-    node.start("kubelet", command)
+    node.daemons.start("kubelet", command)
 }
 
 /// Waits until the kubelet says that it is healthy.
 pub fn wait_healthy(node: &mut Node) -> Result<()> {
     wait_for("the kubelet to be healthy", Duration::from_secs(60), || {
-        node.check_alive("kubelet")?;
+        node.daemons.check_alive("kubelet")?;
         let answer = http_get(node, "http://127.0.0.1:10248/healthz")?;
         Ok((answer == "ok").then_some(()))
     })

@@ -55,6 +55,15 @@ fn cgroups() -> Vec<String> {
     hierarchies.flat_map(|hierarchy| names_in(&hierarchy.path())).collect()
 }
 
+/// The /sys/block folder of the loop device that shows `image`.
+pub fn loop_device(image: &Path) -> Option<String> {
+    let shows = |device: &String| {
+        fs::read_to_string(format!("{device}/loop/backing_file"))
+            .is_ok_and(|file| Path::new(file.trim_end()) == image)
+    };
+    names_in(Path::new("/sys/block")).into_iter().find(shows)
+}
+
 fn loops() -> Vec<String> {
     names_in(Path::new("/sys/block"))
         .into_iter()

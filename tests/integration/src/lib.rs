@@ -18,18 +18,31 @@
     reason = "test code: progress belongs on the terminal, and a broken test should stop loudly"
 )]
 
+pub mod apps;
+pub mod cluster;
 pub mod cnitool;
 pub mod containerd;
+pub mod control_plane;
+pub mod daemons;
+pub mod disk;
 pub mod enter;
 pub mod exec;
+pub mod flannel;
 pub mod go;
 pub mod host;
 pub mod host_init;
 pub mod images;
+pub mod kube_proxy;
 pub mod kubelet;
 pub mod leaks;
 pub mod link;
+pub mod network;
 pub mod node;
+pub mod pki;
 pub mod plugin;
 pub mod proc;
+pub mod sweep;
 pub mod tools;
+pub mod topology;
+pub mod tun;
+pub mod wan;

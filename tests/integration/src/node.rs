@@ -11,18 +11,17 @@
 //! # Ok(()) }
 //! ```
 
+use crate::daemons::{Daemons, DaemonsRecord};
 use crate::exec::wait_for;
-use crate::host::{Daemon, Host, HostRecord, unique_id};
+use crate::host::{Host, HostRecord, unique_id};
 use crate::host_init::HostSpec;
 use crate::kubelet::{self, Mode};
 use crate::{containerd, images, tools};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 /// How long a pod may take to come up on a busy machine of two cores.
@@ -37,6 +36,19 @@ pub enum Cni {
     Bridge,
     /// flannel's CNI plugin, with flanneld beside it.
     Flannel,
+}
+
+impl std::str::FromStr for Cni {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "ours" => Ok(Self::Ours),
+            "bridge" => Ok(Self::Bridge),
+            "flannel" => Ok(Self::Flannel),
+            _ => bail!("{text} is not a CNI choice: ours, bridge or flannel"),
+        }
+    }
 }
 
 /// A pod as its kubelet sees it.
@@ -57,7 +69,8 @@ pub struct PodStatus {
 pub struct Node {
     /// The machine under it.
     pub host: Host,
-    daemons: BTreeMap<String, Daemon>,
+    /// containerd, kubelet and whatever else was started on it.
+    pub daemons: Daemons,
     settings: Settings,
     /// Present when the node's folder is a temporary one. After `host`: that must be gone first.
     _temporary: Option<tempfile::TempDir>,
@@ -80,7 +93,7 @@ pub struct Settings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeRecord {
     host: HostRecord,
-    daemons: BTreeMap<String, (crate::proc::Process, PathBuf)>,
+    daemons: DaemonsRecord,
     settings: Settings,
 }
 
@@ -94,6 +107,7 @@ impl Node {
             name: name.to_owned(),
             id,
             disk: dir.join("disk"),
+            image: None,
             cgroups: true,
             stay: false,
             hosts: Vec::new(),
@@ -107,9 +121,8 @@ impl Node {
 
     /// A booted node with plugins installed and nothing running yet.
     pub fn boot(spec: HostSpec, settings: Settings, temporary: Option<tempfile::TempDir>) -> Result<Self> {
-        fs::create_dir_all(settings.dir.join("logs"))?;
-        let node =
-            Self { host: Host::boot(spec)?, daemons: BTreeMap::new(), settings, _temporary: temporary };
+        let daemons = Daemons::new(&settings.dir.join("logs"))?;
+        let node = Self { host: Host::boot(spec)?, daemons, settings, _temporary: temporary };
         node.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
         node.install_plugins()?;
         Ok(node)
@@ -117,18 +130,14 @@ impl Node {
 
     /// A node that another run of `rig` made.
     pub fn found(record: NodeRecord) -> Self {
-        let daemons =
-            record.daemons.into_iter().map(|(name, (process, log))| (name, Daemon::found(process, log)));
-        let daemons = daemons.collect();
+        let daemons = Daemons::found(record.daemons);
         Self { host: Host::found(record.host), daemons, settings: record.settings, _temporary: None }
     }
 
     /// What to write down so that [`Node::found`] finds it.
     pub fn record(&self) -> NodeRecord {
-        let daemons = self.daemons.iter();
-        let daemons =
-            daemons.map(|(name, daemon)| (name.clone(), (daemon.process(), daemon.log().to_owned())));
-        NodeRecord { host: self.host.record(), daemons: daemons.collect(), settings: self.settings.clone() }
+        let (host, daemons) = (self.host.record(), self.daemons.record());
+        NodeRecord { host, daemons, settings: self.settings.clone() }
     }
 
     /// The folder that holds its disk and logs.
@@ -184,65 +193,24 @@ impl Node {
 
     /// Those of containerd and the kubelet that do not run.
     pub fn start_missing_services(&mut self) -> Result<()> {
-        if !self.daemons.contains_key("containerd") {
+        if !self.daemons.has("containerd") {
             containerd::start(self)?;
         }
-        if !self.daemons.contains_key("kubelet") {
+        if !self.daemons.has("kubelet") {
             kubelet::start(self)?;
         }
         kubelet::wait_healthy(self)
     }
 
-    /// Starts a daemon under a name; its log is `logs/NAME.log` in the node's folder.
-    pub fn start(&mut self, name: &str, mut command: Command) -> Result<()> {
-        let log = self.settings.dir.join(format!("logs/{name}.log"));
-        let daemon = Daemon::spawn(&mut command, &log)?;
-        self.daemons.insert(name.to_owned(), daemon);
-        Ok(())
-    }
-
-    fn daemon(&mut self, name: &str) -> Result<&mut Daemon> {
-        let host = self.host.name().to_owned();
-        self.daemons.get_mut(name).with_context(|| format!("{name} was not started on {host}"))
-    }
-
-    /// Fails, with the end of its log, when the daemon has ended.
-    pub fn check_alive(&mut self, name: &str) -> Result<()> {
-        self.daemon(name)?.check_alive()
-    }
-
-    /// Stops a daemon with SIGTERM.
-    pub fn stop(&mut self, name: &str) -> Result<()> {
-        self.daemon(name)?.terminate()?;
-        self.daemons.remove(name);
-        Ok(())
-    }
-
-    /// Kills a daemon with SIGKILL.
-    pub fn kill(&mut self, name: &str) -> Result<()> {
-        self.daemon(name)?.kill()?;
-        self.daemons.remove(name);
-        Ok(())
-    }
-
-    /// Names of the daemons that were started and not stopped.
-    pub fn daemons(&self) -> Vec<&str> {
-        self.daemons.keys().map(String::as_str).collect()
-    }
-
-    /// The end of each daemon's log.
-    pub fn logs(&self) -> String {
-        let ends = self.daemons.iter().map(|(name, daemon)| format!("--- {name}\n{}\n", daemon.log_end()));
-        ends.collect()
+    /// Prints the end of each log, for a test that fails.
+    pub fn show_logs(&self) {
+        eprintln!("the logs of node {} end:\n{}", self.host.name(), self.daemons.log_ends());
     }
 
     /// Power loss.
     pub fn power_off(&mut self) -> Result<()> {
         self.host.power_off()?;
-        for daemon in std::mem::take(&mut self.daemons).values_mut() {
-            daemon.reap()?;
-        }
-        Ok(())
+        self.daemons.reap()
     }
 
     /// Power on and what an init system would do: forwarding, containerd, kubelet. No link: see `Cluster::reboot` for a node with a network.
@@ -295,7 +263,7 @@ impl Node {
     pub fn pod_when(&mut self, name: &str, wanted: impl Fn(&PodStatus) -> bool) -> Result<PodStatus> {
         let full = self.full_name(name);
         wait_for(&format!("pod {full} to run as wanted"), POD_LIMIT, || {
-            self.check_alive("kubelet")?;
+            self.daemons.check_alive("kubelet")?;
             let pods = kubelet::pods(self)?;
             let Some(pod) = pods.iter().find(|pod| pod["metadata"]["name"] == full.as_str()) else {
                 bail!("the kubelet knows no such pod");
@@ -348,8 +316,8 @@ fn conflist(cni: Cni, pod_cidr: &str) -> Value {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the logs of node {} end:\n{}", self.host.name(), self.logs());
+        if std::thread::panicking() && self.host.is_on() {
+            self.show_logs();
         }
     }
 }

@@ -2,6 +2,8 @@
 //! Each function builds its own set on first use (see [`crate::go`]) and gives a path.
 
 use crate::go::{ToolSet, module_dir};
+use crate::node::Cni;
+use crate::topology::Options;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -100,16 +102,26 @@ pub fn metrics_server() -> Result<PathBuf> {
 /// Builds all of the above that is missing.
 pub fn build_all() -> Result<()> {
     cnitool()?;
-    cni_plugins_dir()?;
-    flannel_cni_dir()?;
-    for name in
-        ["kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kubectl", "kube-proxy"]
-    {
-        kubernetes(name)?;
-    }
-    flanneld()?;
+    build_for(&Options { cni: Cni::Flannel, kube_proxy: true, ..Options::default() })?;
     konnectivity_dir()?;
     metrics_server()?;
+    Ok(())
+}
+
+/// Builds what a cluster like this needs and is missing.
+pub fn build_for(options: &Options) -> Result<()> {
+    cni_plugins_dir()?;
+    for name in ["kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kubectl"] {
+        kubernetes(name)?;
+    }
+    if options.kube_proxy {
+        kube_proxy()?;
+    }
+    match options.cni {
+        Cni::Ours => drop(ours()?),
+        Cni::Bridge => {}
+        Cni::Flannel => drop((flannel_cni_dir()?, flanneld()?)),
+    }
     Ok(())
 }
 

@@ -127,9 +127,9 @@ fn kubelet_and_containerd_may_restart_under_running_pods() {
         [("kubelet", false), ("kubelet", true), ("containerd", false), ("containerd", true)]
     {
         if killed {
-            node.kill(daemon).unwrap()
+            node.daemons.kill(daemon).unwrap()
         } else {
-            node.stop(daemon).unwrap()
+            node.daemons.stop(daemon).unwrap()
         }
         let answer = http_get(&node, &format!("http://{}/", before.address));
         assert_eq!(answer.unwrap().trim(), "web-node1", "the pod itself does not notice");
@@ -196,7 +196,7 @@ fn owners_of_an_earlier_boot_do_not_hold_the_last_addresses() {
     }
 
     // Without a kubelet to see it, the manifests are exchanged.
-    node.kill("kubelet").unwrap();
+    node.daemons.kill("kubelet").unwrap();
     node.host.sh("rm /etc/kubernetes/manifests/*").unwrap();
     for i in 1..=5 {
         node.run_pod(&format!("new{i}"), &web()).unwrap();

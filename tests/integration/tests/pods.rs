@@ -250,10 +250,12 @@ fn when_the_new_sandbox_fails_the_old_one_keeps_its_address() {
     let (client, old) = (cni.pod("default", "client").unwrap(), cni.pod("default", "web-0").unwrap());
     cni.add(&client).unwrap();
     let address = cni.add(&old).unwrap().address().unwrap();
-    // A namespace that is none: IPAM succeeds, the kernel work fails.
-    host.sh("touch /run/netns/broken").unwrap();
-    let broken = Pod { netns: "broken".into(), ..cni.pod("default", "web-0").unwrap() };
-    assert!(cni.add(&broken).is_err());
+    // IPAM succeeds and the veth is made; then a route cannot be: its gateway is in no subnet of the pod's.
+    let mut broken = conflist("10.244.1.0/24");
+    broken["plugins"][0]["ipam"]["routes"] = json!([{"dst": "10.9.0.0/16", "gw": "172.31.0.1"}]);
+    let refused = CniTool::new(&host, &broken).unwrap().add(&cni.pod("default", "web-0").unwrap());
+    assert!(format!("{:#}", refused.unwrap_err()).contains("10.9.0.0/16"), "the error names the route");
+    let cni = CniTool::new(&host, &conflist("10.244.1.0/24")).unwrap();
     cni.check(&old).unwrap();
     ping(&host, &client, &address);
     let listed =
@@ -267,12 +269,13 @@ fn when_the_new_sandbox_fails_the_old_one_keeps_its_address() {
 fn a_failed_add_leaves_no_trace() {
     let host = Host::new("trace").unwrap();
     let cni = CniTool::new(&host, &conflist("10.244.1.0/24")).unwrap();
-    host.sh("touch /run/netns/broken").unwrap();
-    let broken = Pod { netns: "broken".into(), ..cni.pod("default", "web-0").unwrap() };
-    assert!(cni.add(&broken).is_err());
-    assert_eq!(host.sh("ls /sys/class/net | grep -c ^veth || true").unwrap().trim(), "0");
-    // Refused before anything: not even a state file appears for a configuration with a mistake.
-    let wrong = call(&host, "ADD", &plugin_conf("10.244.1.7/24")).attachment("c1", "eth0", &broken.netns);
+    let pod = cni.pod("default", "web-0").unwrap();
+    host.sh("touch /run/netns/none").unwrap();
+    let add =
+        |conf: &str, netns: &str| call(&host, "ADD", &plugin_conf(conf)).attachment("c1", "eth0", netns);
+    let answer = add("10.244.1.0/24", "none").run().unwrap();
+    assert_eq!(answer.error_code().unwrap(), 4, "no namespace: {answer:?}");
+    let wrong = add("10.244.1.7/24", &pod.netns);
     let answer = wrong.run().unwrap();
     assert_eq!(answer.error_code().unwrap(), 7, "{answer:?}");
     for (stdin, code) in [("", 6), ("garbage", 6), ("{\"cniVersion\":\"1.1.0\"}", 7)] {
@@ -281,6 +284,8 @@ fn a_failed_add_leaves_no_trace() {
     }
     let answer = wrong.without("CNI_CONTAINERID").without("CNI_IFNAME").run().unwrap();
     assert_eq!(answer.error_code().unwrap(), 4);
+    assert_eq!(host.sh("ls /sys/class/net").unwrap().trim(), "lo", "neither veth nor bridge");
+    assert!(host.sh("find /var/lib/cni -name '*.redb' | grep .").is_err(), "no state");
 }
 
 #[test]
@@ -454,7 +459,6 @@ fn check_finds_each_kind_of_drift() {
         ("gateway", "ip addr flush dev cni0".to_owned()),
         ("masquerade", "nft delete table inet edgeflannel".to_owned()),
         ("bridge gone", "ip link del cni0".to_owned()),
-        ("lease", "rm -r /var/lib/cni/ipam-sticky".to_owned()),
     ];
     for (kind, break_it) in drifts {
         let pod = cni.pod("default", "web-0").unwrap();
@@ -470,6 +474,16 @@ fn check_finds_each_kind_of_drift() {
     let pod = cni.pod("default", "web-0").unwrap();
     cni.add(&pod).unwrap();
     cni.check(&pod).unwrap();
+    // The address is no longer this container's. (Deleting the state would not do: it is made again from the
+    // runtime's result cache, which is named NETWORK-CONTAINER-INTERFACE.)
+    let cached = host.sh("ls /var/lib/cni/results").unwrap();
+    let container = cached.trim().strip_prefix("pods-").unwrap().strip_suffix("-eth0").unwrap();
+    let released = Call::new(&host, tools::ours().unwrap().join("ipam-sticky"), "DEL")
+        .attachment(container, "eth0", &pod.netns)
+        .env("CNI_PATH", "/none")
+        .config(&plugin_conf("10.244.1.0/24"));
+    assert!(released.run().unwrap().succeeded());
+    assert!(cni.check(&pod).is_err(), "lease");
 }
 
 #[test]

@@ -1,9 +1,17 @@
 //! Plans, and what they leave behind, on a kernel made of maps.
 
 use super::*;
-use cni::{ContainerId, IfName, Ip, NetConf, Version};
+use crate::{
+    config::Config,
+    pod::{names, wanted::Subject},
+};
+use cni::{AttachmentId, ContainerId, IfName, Ip, NetConf, NetworkName, Success, Version};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
 
 fn cidr(text: &str) -> IpNetwork {
     text.parse().unwrap()

@@ -1,0 +1,499 @@
+//! A whole Kubernetes cluster: control plane in the cloud, nodes at sites, our plugins on them.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use integration::{cluster::Cluster, topology::Options};
+//! let mut cluster = Cluster::up(Options { nodes: 2, ..Options::default() })?;
+//! cluster.kubectl(&["create", "-f", "apps.yaml"])?;
+//! let address = cluster.wait_pod("default", "web-0")?.address;
+//! cluster.node("node1")?.cut()?;
+//! cluster.node("node1")?.reboot()?;
+//! # Ok(()) }
+//! ```
+//! Dropping it removes all of it, and panics if anything is left.
+
+use crate::control_plane::ControlPlane;
+use crate::daemons::{Daemons, DaemonsRecord};
+use crate::disk;
+use crate::exec::{COMMAND_LIMIT, run, wait_for};
+use crate::flannel;
+use crate::go::{cache, progress};
+use crate::host::{Host, unique_id};
+use crate::host_init::HostSpec;
+use crate::kubelet::{self, Mode};
+use crate::leaks;
+use crate::network::{Network, NetworkRecord};
+use crate::node::{Cni, Node, NodeRecord, Settings};
+use crate::sweep::{RIGS, sweep};
+use crate::topology::{Options, Site, plan};
+use crate::{containerd, kube_proxy};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long nodes and pods may take to be ready on a busy machine of two cores.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: BTreeMap<String, Node>,
+    network: Network,
+    control_plane: ControlPlane,
+    options: Options,
+    place: Place,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// Where a cluster's files are, and what its hosts' ids begin with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Place {
+    dir: PathBuf,
+    prefix: String,
+    stay: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    place: Place,
+    options: Options,
+    network: NetworkRecord,
+    control_plane: DaemonsRecord,
+    nodes: BTreeMap<String, NodeRecord>,
+}
+
+/// A pod as the API server knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace and name.
+    pub name: String,
+    /// Where it runs.
+    pub node: String,
+    /// Its address; empty as long as it has none.
+    pub address: String,
+    /// The API object's id: another one for a pod that was deleted and made again.
+    pub uid: String,
+    /// Its first container's id; another one after each restart.
+    pub container: String,
+    /// Does it say that it is ready?
+    pub ready: bool,
+}
+
+/// The folder of the rigs that persons made.
+pub fn rigs_dir() -> PathBuf {
+    cache().join("rigs")
+}
+
+impl Cluster {
+    /// A cluster for a test, all nodes Ready.
+    pub fn up(options: Options) -> Result<Self> {
+        let prefix = format!("{}.", unique_id("rig"));
+        let temporary = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir()?;
+        let place = Place { dir: temporary.path().to_owned(), prefix, stay: false };
+        Self::make(options, place, Some(temporary))
+    }
+
+    /// A cluster that stays until `rig down`.
+    pub fn up_named(name: &str, options: Options) -> Result<Self> {
+        ensure!(
+            !name.is_empty()
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+            "{name:?}: a rig's name is made of a-z, 0-9 and -"
+        );
+        let dir = rigs_dir().join(name);
+        ensure!(!dir.exists(), "rig {name} is there already: `rig down --name {name}` removes it");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {dir:?}"))?;
+        let place = Place { dir, prefix: format!("{RIGS}{name}."), stay: true };
+        Self::make(options, place, None)
+    }
+
+    fn make(options: Options, place: Place, temporary: Option<tempfile::TempDir>) -> Result<Self> {
+        let start = Instant::now();
+        let say = |what: &str| {
+            if place.stay {
+                progress(&format!("{:5.1} s  {what}", start.elapsed().as_secs_f64()));
+            }
+        };
+        let sites = plan(&options)?;
+        let logs = place.dir.join("logs");
+        let network = Network::up(&sites, options.wan, &logs, |name| place.host(name, None, Vec::new()))?;
+        let control_plane = ControlPlane::new(&place.dir, Daemons::new(&logs)?);
+        let mut cluster = Self {
+            nodes: BTreeMap::new(),
+            network,
+            control_plane,
+            options,
+            place: place.clone(),
+            _temporary: temporary,
+        };
+        // From here on a failure still finds everything to remove.
+        cluster.save()?;
+        cluster.control_plane.make_certificates(&sites)?;
+        cluster.control_plane.start_api(&cluster.network.cloud)?;
+        say("networks, certificates, etcd and API server started");
+        cluster.boot_nodes(&sites)?;
+        cluster.save()?;
+        say("nodes booted, containerd up, images in");
+        cluster.control_plane.wait_ready(&cluster.network.cloud)?;
+        say("API server ready");
+        for node in cluster.nodes.values_mut() {
+            kubelet::start(node)?;
+        }
+        cluster.save()?;
+        cluster.finish_nodes()?;
+        cluster.save()?;
+        say("all nodes Ready");
+        Ok(cluster)
+    }
+
+    /// Boots all nodes side by side, up to a containerd with images.
+    fn boot_nodes(&mut self, sites: &[Site]) -> Result<()> {
+        let this = &*self;
+        let booted: Vec<Result<Node>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = sites
+                .iter()
+                .flat_map(|site| site.nodes.iter().map(move |name| (site, name)))
+                .map(|(site, name)| scope.spawn(move || this.boot_node(site, name)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| bail!("booting panicked")))
+                .collect()
+        });
+        // All are kept before the first failure is told: what was booted must be found again to be removed.
+        let mut failed = None;
+        for node in booted {
+            match node {
+                Ok(node) => drop(self.nodes.insert(node.host.name().to_owned(), node)),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn boot_node(&self, site: &Site, name: &str) -> Result<Node> {
+        let address = site.address(name).with_context(|| format!("{name} has no address"))?.to_string();
+        let dir = self.place.dir.join("nodes").join(name);
+        fs::create_dir_all(&dir)?;
+        let image = self.options.disk_images.then(|| dir.join("disk.img"));
+        if let Some(image) = &image {
+            disk::make_image(image)?;
+        }
+        let mut spec = self.place.host(name, image, vec![(address.clone(), name.to_owned())]);
+        spec.disk = dir.join("disk");
+        spec.cgroups = true;
+        let settings = Settings { dir, address: Some(address), mode: Mode::Cluster, cni: self.options.cni };
+        let mut node = Node::boot(spec, settings, None)?;
+        self.network.attach(&node.host)?;
+        self.control_plane.equip(&node.host)?;
+        containerd::start(&mut node)?;
+        Ok(node)
+    }
+
+    /// What needs the API: each node's pod addresses, its other daemons, and its word that it is ready.
+    fn finish_nodes(&mut self) -> Result<()> {
+        let names: Vec<String> = self.nodes.keys().cloned().collect();
+        for name in &names {
+            let cidr = wait_for(&format!("the pod addresses of {name}"), READY_LIMIT, || {
+                let cidr = self.kubectl(&["get", "node", name, "-o", "jsonpath={.spec.podCIDR}"])?;
+                Ok(Some(cidr).filter(|cidr| !cidr.is_empty()))
+            })?;
+            let node = self.nodes.get_mut(name).context("it was booted")?;
+            node.configure_cni(&cidr)?;
+            start_extras(node, &self.options)?;
+            // The installation of a node is over and synced; what comes after it is on its own.
+            node.host.sh("sync -f /var; sync -f /etc/kubernetes")?;
+        }
+        let mut wait = vec!["wait", "--for=condition=Ready", "node", "--timeout=120s"];
+        wait.extend(names.iter().map(String::as_str));
+        let mut command = self.control_plane.kubectl_command(&self.network.cloud)?;
+        run(command.args(wait), b"", READY_LIMIT + COMMAND_LIMIT)?.ok().map(drop)
+    }
+
+    /// A handle on a node.
+    pub fn node(&mut self, name: &str) -> Result<NodeHandle<'_>> {
+        ensure!(self.nodes.contains_key(name), "there is no node {name}");
+        Ok(NodeHandle { cluster: self, name: name.to_owned() })
+    }
+
+    /// A node, to look at.
+    pub fn get_node(&self, name: &str) -> Result<&Node> {
+        self.nodes.get(name).with_context(|| format!("there is no node {name}"))
+    }
+
+    /// Its nodes, by name.
+    pub fn nodes(&self) -> &BTreeMap<String, Node> {
+        &self.nodes
+    }
+
+    /// Its networks.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The control plane's daemons.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// Its folder, with everybody's logs.
+    pub fn dir(&self) -> &Path {
+        &self.place.dir
+    }
+
+    /// What the ids of its hosts begin with; it ends with a dot, so that no other rig's do.
+    pub fn prefix(&self) -> &str {
+        &self.place.prefix
+    }
+
+    /// Silences "cloud", a site's uplink (its LAN stays whole), or a node.
+    pub fn cut(&mut self, what: &str) -> Result<()> {
+        self.network.cut(what)?;
+        self.save()
+    }
+
+    /// Undoes a cut, or all of them.
+    pub fn heal(&mut self, what: Option<&str>) -> Result<()> {
+        match what {
+            Some(what) => self.network.heal(what)?,
+            None => self.network.heal_all()?,
+        }
+        self.save()
+    }
+
+    /// Runs kubectl as the cluster's admin; gives its stdout.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.control_plane.kubectl(&self.network.cloud, arguments)
+    }
+
+    /// The same for an answer in JSON.
+    pub fn kubectl_json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[arguments, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).context("kubectl -o json gave no JSON")
+    }
+
+    /// `kubectl apply` of an object, or of several in a `List`.
+    pub fn apply(&self, object: &Value) -> Result<()> {
+        let mut command = self.control_plane.kubectl_command(&self.network.cloud)?;
+        run(command.args(["apply", "-f", "-"]), object.to_string().as_bytes(), COMMAND_LIMIT)?.ok().map(drop)
+    }
+
+    /// All pods of all namespaces, by namespace and name.
+    pub fn pods(&self) -> Result<Vec<Pod>> {
+        let list = self.kubectl_json(&["get", "pods", "--all-namespaces"])?;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        Ok(items.iter().map(pod).collect())
+    }
+
+    /// One pod, whatever its state.
+    pub fn pod(&self, namespace: &str, name: &str) -> Result<Pod> {
+        Ok(pod(&self.kubectl_json(&["get", "pod", "-n", namespace, name])?))
+    }
+
+    /// Waits until a pod is ready.
+    pub fn wait_pod(&self, namespace: &str, name: &str) -> Result<Pod> {
+        self.wait_pod_when(namespace, name, |_| true)
+    }
+
+    /// Waits until a pod is ready and `wanted` holds.
+    pub fn wait_pod_when(&self, namespace: &str, name: &str, wanted: impl Fn(&Pod) -> bool) -> Result<Pod> {
+        wait_for(&format!("pod {namespace}/{name} to be ready as wanted"), READY_LIMIT, || {
+            let pod = self.pod(namespace, name)?;
+            if pod.ready && wanted(&pod) { Ok(Some(pod)) } else { bail!("it is {pod:?}") }
+        })
+    }
+
+    /// Writes down where everything is, for the next run of `rig`.
+    fn save(&self) -> Result<()> {
+        let record = Record {
+            place: self.place.clone(),
+            options: self.options.clone(),
+            network: self.network.record(),
+            control_plane: self.control_plane.daemons.record(),
+            nodes: self.nodes.iter().map(|(name, node)| (name.clone(), node.record())).collect(),
+        };
+        let file = self.place.dir.join("rig.json");
+        let new = file.with_extension("new");
+        fs::write(&new, serde_json::to_vec_pretty(&record)?)
+            .with_context(|| format!("cannot write {new:?}"))?;
+        fs::rename(&new, &file).with_context(|| format!("cannot write {file:?}"))
+    }
+
+    /// The cluster that `rig up --name NAME` made.
+    pub fn load(name: &str) -> Result<Self> {
+        let file = rigs_dir().join(name).join("rig.json");
+        let text = fs::read(&file).with_context(|| {
+            format!("there is no rig {name} (no {}): `rig up --name {name}` makes it", file.display())
+        })?;
+        let record: Record = serde_json::from_slice(&text).with_context(|| {
+            format!(
+                "{} was written by another version: `rig down --all` removes what it can find",
+                file.display()
+            )
+        })?;
+        Ok(Self {
+            nodes: record.nodes.into_iter().map(|(name, node)| (name, Node::found(node))).collect(),
+            network: Network::found(record.network),
+            control_plane: ControlPlane::new(&record.place.dir, Daemons::found(record.control_plane)),
+            options: record.options,
+            place: record.place,
+            _temporary: None,
+        })
+    }
+
+    /// Everything off and removed. Every step is tried; the first error is given.
+    pub fn down(mut self) -> Result<()> {
+        let removed = self.remove();
+        if !self.place.stay {
+            return removed;
+        }
+        // A broken `rig up` may not have written everything down. This fails if anything is left, whatever went wrong before.
+        sweep(&self.place.prefix)?;
+        let dir = &self.place.dir;
+        fs::remove_dir_all(dir).with_context(|| format!("cannot remove {dir:?}"))
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        let nodes = std::thread::scope(|scope| {
+            let off = |node: &mut Node| node.power_off().and_then(|()| node.host.remove());
+            let threads: Vec<_> =
+                self.nodes.values_mut().map(|node| scope.spawn(move || off(node))).collect();
+            let joined =
+                threads.into_iter().map(|t| t.join().unwrap_or_else(|_| bail!("removing a node panicked")));
+            joined.collect::<Vec<Result<()>>>()
+        });
+        let mut results = nodes;
+        results.push(self.network.down());
+        results.push(self.control_plane.daemons.reap());
+        results.push(leaks::check_named(&self.place.prefix));
+        results.into_iter().collect()
+    }
+}
+
+impl Place {
+    fn host(&self, name: &str, image: Option<PathBuf>, hosts: Vec<(String, String)>) -> HostSpec {
+        HostSpec {
+            name: name.to_owned(),
+            id: format!("{}{name}", self.prefix),
+            disk: self.dir.join("hosts").join(name),
+            image,
+            cgroups: false,
+            stay: self.stay,
+            hosts,
+        }
+    }
+}
+
+/// What runs on a node beside containerd and kubelet.
+fn start_extras(node: &mut Node, options: &Options) -> Result<()> {
+    if options.cni == Cni::Flannel {
+        flannel::start(node)?;
+    }
+    if options.kube_proxy {
+        kube_proxy::start(node)?;
+    }
+    Ok(())
+}
+
+fn pod(object: &Value) -> Pod {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    Pod {
+        name: format!("{}/{}", text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"])),
+        node: text(&object["spec"]["nodeName"]),
+        address: text(&object["status"]["podIP"]),
+        uid: text(&object["metadata"]["uid"]),
+        container: text(&object["status"]["containerStatuses"][0]["containerID"]),
+        ready: object["metadata"]["deletionTimestamp"].is_null()
+            && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.place.stay {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("the control plane's logs end:\n{}", self.control_plane.daemons.log_ends());
+            self.nodes.values().for_each(Node::show_logs);
+        }
+        if let Err(error) = self.remove() {
+            leaks::complain(&format!("the cluster could not be removed: {error:#}"));
+        }
+    }
+}
+
+/// A node of a cluster, to do something to it.
+#[derive(Debug)]
+pub struct NodeHandle<'c> {
+    cluster: &'c mut Cluster,
+    name: String,
+}
+
+impl NodeHandle<'_> {
+    /// The node itself.
+    pub fn get(&mut self) -> Result<&mut Node> {
+        self.cluster.nodes.get_mut(&self.name).context("it is there: Cluster::node has looked")
+    }
+
+    /// Its machine.
+    pub fn host(&mut self) -> Result<&Host> {
+        Ok(&self.get()?.host)
+    }
+
+    /// Silence between this node and everybody.
+    pub fn cut(self) -> Result<()> {
+        self.cluster.cut(&self.name)
+    }
+
+    /// The end of the silence.
+    pub fn heal(self) -> Result<()> {
+        self.cluster.heal(Some(&self.name))
+    }
+
+    /// Power loss; the disk keeps all that was written.
+    pub fn power_off(mut self) -> Result<()> {
+        self.get()?.power_off()?;
+        self.cluster.save()
+    }
+
+    /// Power loss; the disk keeps only what had reached it.
+    pub fn power_cut(mut self) -> Result<()> {
+        let node = self.get()?;
+        node.host.power_cut()?;
+        node.power_off()?;
+        self.cluster.save()
+    }
+
+    /// Power on, the cable plugged in, and all that an init system would start.
+    pub fn power_on(mut self) -> Result<()> {
+        self.get()?.power_on()?;
+        let cluster = self.cluster;
+        let options = cluster.options.clone();
+        let node = cluster.nodes.get_mut(&self.name).context("it is there")?;
+        cluster.network.attach(&node.host)?;
+        containerd::start(node)?;
+        kubelet::start(node)?;
+        start_extras(node, &options)?;
+        cluster.save()
+    }
+
+    /// [`NodeHandle::power_off`] and [`NodeHandle::power_on`].
+    pub fn reboot(self) -> Result<()> {
+        let Self { cluster, name } = self;
+        cluster.node(&name)?.power_off()?;
+        cluster.node(&name)?.power_on()
+    }
+
+    /// [`NodeHandle::power_cut`] and [`NodeHandle::power_on`].
+    pub fn reboot_after_power_cut(self) -> Result<()> {
+        let Self { cluster, name } = self;
+        cluster.node(&name)?.power_cut()?;
+        cluster.node(&name)?.power_on()
+    }
+}
