@@ -93,6 +93,8 @@ struct Due {
     not_before: Option<Instant>,
     /// Something failed or was held back: look again then.
     again: Option<Instant>,
+    /// It failed, that is.
+    failed: bool,
     failures: u32,
 }
 
@@ -438,7 +440,8 @@ impl Keeper {
             self.due.touched.get_or_insert_with(Instant::now);
             self.look_below().await;
         }
-        let drift_only = self.due.changed.take().is_none() && self.due.touched.is_some();
+        // What the cluster altered, and what failed before, is done at once; what somebody undid has its pace.
+        let drift_only = self.due.changed.take().is_none() & !std::mem::take(&mut self.due.failed);
         self.due.touched = None;
         self.due.again = None;
         self.save();
@@ -529,6 +532,7 @@ impl Keeper {
         let wait = Duration::from_millis(500).saturating_mul(1 << self.due.failures.min(6));
         self.due.failures = self.due.failures.saturating_add(1);
         let at = now + wait.min(Duration::from_secs(15));
+        self.due.failed = true;
         self.due.again = Some(self.due.again.map_or(at, |again| again.min(at)));
     }
 

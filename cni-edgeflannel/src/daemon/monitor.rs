@@ -391,11 +391,18 @@ fn read_neighbour(entry: &NeighbourMessage, gone: bool) -> Option<Event> {
         }
     }
     if entry.header.family == netlink_packet_route::AddressFamily::Bridge {
-        let permanent = matches!(entry.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+        // iproute2 sets both.
+        let permanent =
+            has_state(entry, NeighbourState::Permanent) || has_state(entry, NeighbourState::Noarp);
         return Some(Event::Fdb { index, mac: mac?, place: ip, permanent, gone });
     }
-    let permanent = entry.header.state == NeighbourState::Permanent;
+    let permanent = has_state(entry, NeighbourState::Permanent);
     Some(Event::Neighbour { index, ip: ip?, mac, permanent, gone })
+}
+
+/// States are bits, and several may be set.
+fn has_state(entry: &NeighbourMessage, state: NeighbourState) -> bool {
+    u16::from(entry.header.state) & u16::from(state) != 0
 }
 
 fn neighbour_ip(address: &NeighbourAddress) -> Option<IpAddr> {
