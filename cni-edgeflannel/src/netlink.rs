@@ -56,6 +56,12 @@ impl Error {
         matches!(self.errno(), libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
     }
 
+    /// The kernel does without this address family.
+    #[must_use]
+    pub fn knows_no_family(&self) -> bool {
+        matches!(self.errno(), libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
+    }
+
     /// What was to be made is there already.
     #[must_use]
     pub fn is_there(&self) -> bool {
@@ -322,7 +328,7 @@ impl Netlink {
         let message = message.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![family])).build();
         match self.set(message.clone(), || format!("set up bridge port {index}")).await {
             // A kernel without IPv6 knows no such family.
-            Err(e) if matches!(e.errno(), libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {
+            Err(e) if e.knows_no_family() => {
                 let mut message = message;
                 message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::AfSpecUnspec(_)));
                 self.set(message, || format!("set up bridge port {index}")).await

@@ -54,7 +54,7 @@ impl Netlink {
         ask.header.table = RouteHeader::RT_TABLE_MAIN;
         match self.ask(Message::GetRoute(ask), NLM_F_DUMP, || format!("list {of} routes")).await {
             Ok(answers) => Ok(answers.iter().flat_map(|answer| read_default_route(answer, of)).collect()),
-            Err(e) if e.is_gone() => Ok(Vec::new()),
+            Err(e) if e.is_gone() || e.knows_no_family() => Ok(Vec::new()),
             Err(e) => Err(e),
         }
     }

@@ -211,8 +211,8 @@ impl Netlink {
         ask.header.table = RouteHeader::RT_TABLE_MAIN;
         match self.ask(Message::GetRoute(ask), NLM_F_DUMP, || format!("list {of} routes")).await {
             Ok(answers) => Ok(answers.iter().filter_map(|answer| read_main_route(answer, of)).collect()),
-            // A namespace that never had a route has no table.
-            Err(e) if e.is_gone() => Ok(BTreeSet::new()),
+            // A namespace that never had a route has no table, a kernel without IPv6 no family.
+            Err(e) if e.is_gone() || e.knows_no_family() => Ok(BTreeSet::new()),
             Err(e) => Err(e),
         }
     }

@@ -97,11 +97,7 @@ impl Kernel {
     /// When the kernel refuses to say.
     pub async fn routes(&self) -> Result<BTreeSet<RouteSeen>, Error> {
         let mut routes = self.netlink.main_routes(Family::V4).await?;
-        match self.netlink.main_routes(Family::V6).await {
-            Ok(v6) => routes.extend(v6),
-            Err(e) if e.errno() == libc::EAFNOSUPPORT => {}
-            Err(e) => return Err(e.into()),
-        }
+        routes.extend(self.netlink.main_routes(Family::V6).await?);
         Ok(routes)
     }
 

@@ -6,8 +6,8 @@
 //! restore once.
 
 use super::{
-    device_name,
-    kernel::{Error as KernelError, Kernel},
+    Kind, device_name,
+    kernel::{Error as KernelError, Failure, Kernel},
     reconcile::{Outcome, find_underlay, reconcile},
 };
 use crate::record::{Family, Loaded, NodeRecord, PerFamily, Record, RecordStore, StoreError};
@@ -226,7 +226,7 @@ pub async fn restore_from(record: &Record, kernel: &Kernel, mark: &Mark) -> Resu
     for failure in outcome.failures.iter().take(5) {
         warn!("restoring the overlay: {}", failure.error);
     }
-    if outcome.is_settled() && is_whole(&record.node, &outcome) {
+    if is_whole(&record.node, &outcome) {
         if let Err(e) = mark.set(record.node.backend.vni, &outcome.indexes) {
             warn!("{}: {e}; every pod will look at the overlay again", mark.dir.display());
         }
@@ -235,11 +235,16 @@ pub async fn restore_from(record: &Record, kernel: &Kernel, mark: &Mark) -> Resu
     Ok(outcome)
 }
 
-/// Every family in use has its device.
+/// Every family in use has its device, as it should be. A route that the kernel refuses is for the daemon to
+/// report and to try again; were it to keep the mark from being set, every pod would wait for a restore.
 fn is_whole(node: &NodeRecord, outcome: &Outcome) -> bool {
+    let device =
+        |failure: &Failure| matches!(failure.step.kind(), Kind::Link | Kind::Mac | Kind::Mtu | Kind::Address);
     let used = |family: &Family| node.subnets.get(*family).is_some() && node.networks.get(*family).is_some();
     let mut used = Family::ALL.into_iter().filter(used).peekable();
-    used.peek().is_some() && used.all(|family| outcome.indexes.get(family).is_some())
+    used.peek().is_some()
+        && used.all(|family| outcome.indexes.get(family).is_some())
+        && !outcome.failures.iter().any(device)
 }
 
 /// The kernel's host name; empty when it cannot be had.
