@@ -389,18 +389,19 @@ impl Netlink {
         self.change(Message::DelAddress(message), || format!("delete address {cidr} of device {index}")).await
     }
 
-    /// Adds a route through a device, after those that are there: when a pod's second interface has the default route
-    /// too, the first interface keeps it.
+    /// Adds a route through a device. IPv4: after those to the same place that are there. IPv6 would make one
+    /// route with several next hops out of them and divide the traffic, so there must be none.
     ///
     /// # Errors
-    /// When the kernel refuses; [`Error::is_there`] when this very route is there.
+    /// When the kernel refuses; [`Error::is_there`] when this very route is there (IPv6: one of the same metric).
     pub async fn add_route(&self, index: u32, route: &Route) -> Result<(), Error> {
         let what = || match route.gw {
             Some(gw) => format!("add route {} via {gw}", route.dst),
             None => format!("add route {}", route.dst),
         };
         let message = Message::NewRoute(route_message(index, route));
-        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND, what).await.map(drop)
+        let second = if route.dst.is_ipv4() { NLM_F_APPEND } else { NLM_F_EXCL };
+        self.ask(message, NLM_F_ACK | NLM_F_CREATE | second, what).await.map(drop)
     }
 
     /// The routes of one family through a device, in all tables but `local`.

@@ -8,6 +8,7 @@ use crate::{
     pod::{
         check::{self, Drift, Expected},
         kernel::{self, Kernel},
+        look,
         plan::{self, Refusal, SeenBridge},
         remove,
         wanted::{Subject, Wanted},
@@ -124,9 +125,7 @@ impl Plugin for Edgeflannel {
         let subnet =
             ipam::node_subnet(&config).map_err(|e| Error::not_available(e.msg).with_details(e.details))?;
         let bridge = config.bridge.as_str();
-        run(async {
-            kernel::bridge_is_usable(bridge).await.map_err(|e| Error::not_available(e.to_string()))
-        })?;
+        run(async { look::bridge_is_usable(bridge).await.map_err(|e| Error::not_available(e.to_string())) })?;
         let ipam = Ipam::find(call, &config, subnet.as_ref())?;
         ipam.delegate.status(&ipam.stdin)
     }

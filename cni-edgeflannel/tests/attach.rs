@@ -210,10 +210,11 @@ fn a_sandbox_that_flannel_made_gives_way_too() {
     let world = World::new();
     let conf = world.conf(json!({}));
     let (old, new, other) = (world.pod("old"), world.pod("new"), world.pod("other"));
-    world.add(&other, &["10.1.0.6/24"], &conf);
+    world.add(&other, &["10.1.0.6/24", "fd00:1::6/64"], &conf);
     foreign_pod(&world, &old, "02:00:00:00:00:77", "10.1.0.5/24");
-    assert!(world.reaches("10.1.0.5") && other.reaches("10.1.0.5"));
-    world.add(&new, &["10.1.0.5/24"], &conf);
+    old.sh("ip addr add fd00:1::5/64 dev eth0 nodad");
+    assert!(world.reaches("10.1.0.5") && other.reaches("10.1.0.5") && other.reaches("fd00:1::5"));
+    world.add(&new, &["10.1.0.5/24", "fd00:1::5/64"], &conf);
     assert!(!old.reaches("10.1.0.1"));
     // The node's neighbour table has the old hardware address; the kernel announces the new one.
     let neighbour = world.sh("ip neigh show 10.1.0.5 dev cni0");
@@ -342,4 +343,35 @@ fn options_of_the_bridge() {
     let port = world.sh(&format!("ip -d link show {}", world.veths()[0]));
     assert!(port.contains("hairpin off") && port.contains("isolated on"), "{port}");
     assert_eq!(pod.sh("ip route show default"), "");
+}
+
+#[test]
+fn two_interfaces_of_one_pod_and_names_of_full_length() {
+    let world = World::new();
+    let container = "c".repeat(64);
+    let pod = world.pod(&container);
+    let mut long = world.conf(json!({"bridge": "br-of-15-bytes0"}));
+    long["name"] = json!("n".repeat(200));
+    world.add(&pod, &["10.1.0.5/24", "fd00:1::5/64"], &world.conf(json!({})));
+    world.ipam_gives_addresses(&container, &["10.2.0.5/24", "fd00:2::5/64"]);
+    let second = |verb: &str| {
+        let mut command = world.command(verb, &container, pod.path.to_str().unwrap());
+        let child = world.start(command.env("CNI_IFNAME", "a-long-name-014"), &long);
+        Answer::from(child.wait_with_output().unwrap())
+    };
+    second("ADD").ok();
+    assert!(world.reaches("10.1.0.5") && world.reaches("10.2.0.5") && world.reaches("fd00:2::5"));
+    // The first interface keeps what goes elsewhere.
+    for elsewhere in ["192.0.2.1", "2001:db8::1"] {
+        let route = pod.sh(&format!("ip route get {elsewhere}"));
+        assert!(route.contains("dev eth0"), "{route}");
+    }
+    assert!(!pod.sh("ip -6 route").contains("nexthop"));
+    assert_eq!(
+        world.sh("ip link | grep -c 'alias edgeflannel'"),
+        "1",
+        "too long for an alias, not for a pod"
+    );
+    second("DEL").ok();
+    assert!(world.reaches("10.1.0.5") && world.veths().len() == 1);
 }

@@ -3,7 +3,7 @@
 //! libFuzzer calls them with inputs of its own making (`scripts/fuzz.sh`), `tests/corpus.rs` with the inputs that were
 //! kept because they once reached something new. A target fails by panicking.
 
-use cni::{Environment, Error, Request, Success, Version};
+use cni::{Environment, Error, NetConf, Request, Success, Version};
 
 /// A whole call: `NAME=VALUE` lines, an empty line, then stdin.
 pub fn request(data: &[u8]) {
@@ -35,6 +35,33 @@ pub fn result(data: &[u8]) {
             }
             Err(error) => told(&error, version),
         }
+    }
+}
+
+/// A network configuration, as `ipam-sticky` and as `edgeflannel` understand it.
+pub fn config(data: &[u8]) {
+    let mut version = Version::LATEST;
+    let conf = match NetConf::parse(data.to_vec(), &mut version) {
+        Ok(conf) => conf,
+        Err(error) => return told(&error, version),
+    };
+    let ipam = ipam_sticky::config::Written::read(&conf)
+        .and_then(|written| written.config(conf.name.as_str(), conf.version));
+    let plugin = cni_edgeflannel::config::Config::new(&conf, None);
+    for error in [ipam.err(), plugin.as_ref().err().cloned()].into_iter().flatten() {
+        told(&error, version);
+    }
+    // What is handed to the IPAM plugin is a configuration that it can read.
+    if let Ok(plugin) = plugin {
+        let handed = cni_edgeflannel::ipam::stdin(&conf, &plugin, None).into_owned();
+        assert!(NetConf::parse(handed, &mut version).is_ok());
+    }
+}
+
+/// flannel's subnet.env.
+pub fn subnet_env(data: &[u8]) {
+    if let Ok(node) = cni_edgeflannel::subnet_env::parse(&String::from_utf8_lossy(data)) {
+        assert!(!node.subnets.is_empty() && !node.networks.is_empty() && node.mtu > 0);
     }
 }
 

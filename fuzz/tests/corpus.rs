@@ -28,3 +28,13 @@ fn request() {
 fn result() {
     replay("result", fuzz::result);
 }
+
+#[test]
+fn config() {
+    replay("config", fuzz::config);
+}
+
+#[test]
+fn subnet_env() {
+    replay("subnet_env", fuzz::subnet_env);
+}

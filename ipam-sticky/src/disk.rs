@@ -4,8 +4,8 @@
 //! gate writes it out, syncs once and lets everything after it through. So
 //! - opening a file costs no sync until there is something to commit: a DEL that comes twice writes nothing;
 //! - a read-only disk is read through a gate that stays shut, without copying the file to memory;
-//! - after the commit the gate is shut for good and the database dropped: what redb would write on closing (four
-//!   more syncs) is not needed, because with quick repair the commit itself has recorded everything.
+//! - after the commit the file is taken away, and the database dropped without it: what redb would write on closing
+//!   (four more syncs) is not needed, because with quick repair the commit itself has recorded everything.
 //!
 //! The order of writes and syncs towards the disk is redb's own; they are only late.
 
@@ -25,18 +25,16 @@ const PIECE: u64 = 4096;
 
 /// A storage whose writes can be held back.
 #[derive(Debug, Clone)]
-pub struct Gate {
-    inner: Arc<dyn StorageBackend>,
-    held: Arc<Mutex<Held>>,
-}
+pub struct Gate(Arc<Mutex<Held>>);
 
-#[derive(Default)]
 struct Held {
+    /// The storage below; `None` when it was taken away.
+    inner: Option<Box<dyn StorageBackend>>,
     open: bool,
-    /// The length redb believes in, when it has changed it.
-    length: Option<u64>,
+    /// The length redb believes in.
+    length: u64,
     /// The shortest it has been: what lies below from there on is gone.
-    shortest: Option<u64>,
+    shortest: u64,
     /// Pieces by number.
     pieces: BTreeMap<u64, Vec<u8>>,
 }
@@ -47,68 +45,73 @@ impl fmt::Debug for Held {
     }
 }
 
+impl Held {
+    fn inner(&self) -> Result<&dyn StorageBackend> {
+        self.inner.as_deref().ok_or_else(|| Error::other("the state file is closed"))
+    }
+
+    /// Reads from below; what lies beyond the end is zero.
+    fn read_below(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let there =
+            usize::try_from(self.shortest.saturating_sub(offset)).unwrap_or(usize::MAX).min(out.len());
+        let (part, beyond) = out.split_at_mut(there);
+        beyond.fill(0);
+        if part.is_empty() { Ok(()) } else { self.inner()?.read(offset, part) }
+    }
+}
+
 impl Gate {
     /// Shut, in front of a storage.
-    #[must_use]
-    pub fn new(inner: Box<dyn StorageBackend>) -> Self {
-        Self { inner: inner.into(), held: Arc::default() }
+    ///
+    /// # Errors
+    /// The storage's.
+    pub fn new(inner: Box<dyn StorageBackend>) -> Result<Self> {
+        let length = inner.len()?;
+        let held =
+            Held { inner: Some(inner), open: false, length, shortest: length, pieces: BTreeMap::new() };
+        Ok(Self(Arc::new(Mutex::new(held))))
     }
 
     /// Writes out what was held back, and lets through what comes.
     ///
     /// # Errors
-    /// The storage's. The gate is open then all the same; redb must not go on with this storage.
+    /// The storage's. redb must not go on with this storage then.
     pub fn open(&self) -> Result<()> {
         let mut held = self.held();
         if held.open {
             return Ok(());
         }
-        let Held { length, shortest, pieces, .. } = std::mem::take(&mut *held);
         held.open = true;
-        drop(held);
-        if length.is_none() && pieces.is_empty() {
-            return Ok(());
-        }
-        for length in shortest.into_iter().chain(length) {
-            if length != self.inner.len()? {
-                self.inner.set_len(length)?;
+        let pieces = std::mem::take(&mut held.pieces);
+        let inner = held.inner()?;
+        let mut changed = !pieces.is_empty();
+        for length in [held.shortest, held.length] {
+            if length != inner.len()? {
+                inner.set_len(length)?;
+                changed = true;
             }
         }
-        let end = self.inner.len()?;
         for (number, piece) in pieces {
             let offset = number * PIECE;
-            let inside = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(piece.len());
-            self.inner.write(offset, piece.get(..inside).unwrap_or(&piece))?;
+            let inside = usize::try_from(held.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+            inner.write(offset, piece.get(..inside).unwrap_or(&piece))?;
         }
-        self.inner.sync_data()
+        if changed { inner.sync_data() } else { Ok(()) }
     }
 
-    /// Holds back everything from now on.
-    pub fn shut(&self) {
-        self.held().open = false;
+    /// Takes the storage away, locks and all. Whoever asks for it afterwards gets an error.
+    pub fn take_away(&self) {
+        let mut held = self.held();
+        held.open = true;
+        if let Some(inner) = held.inner.take() {
+            // Nothing is written by this; the kernel closes the file in any case.
+            let _ = inner.close();
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
         // A panic of redb's must not become a second one here; the data is whole at every unlock.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn length(&self, held: &Held) -> Result<u64> {
-        held.length.map_or_else(|| self.inner.len(), Ok)
-    }
-
-    /// Reads a piece from below; what lies beyond the end is zero.
-    fn read_piece(&self, held: &Held, number: u64) -> Result<Vec<u8>> {
-        let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
-        let offset = number * PIECE;
-        let end = self.inner.len()?.min(held.shortest.unwrap_or(u64::MAX));
-        let there = end.saturating_sub(offset).min(PIECE);
-        if let Some(part) =
-            piece.get_mut(..usize::try_from(there).unwrap_or(0)).filter(|part| !part.is_empty())
-        {
-            self.inner.read(offset, part)?;
-        }
-        Ok(piece)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -131,27 +134,26 @@ fn too_short() -> Error {
 
 impl StorageBackend for Gate {
     fn len(&self) -> Result<u64> {
-        self.length(&self.held())
+        let held = self.held();
+        if held.open { held.inner()?.len() } else { Ok(held.length) }
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let held = self.held();
-        if held.open || (held.pieces.is_empty() && held.length.is_none()) {
-            return self.inner.read(offset, out);
+        if held.open {
+            return held.inner()?.read(offset, out);
         }
-        if offset
-            .checked_add(out.len() as u64)
-            .is_none_or(|end| Some(end) > held.length.or(self.inner.len().ok()))
-        {
-            return Err(too_short());
+        let end =
+            offset.checked_add(out.len() as u64).filter(|end| *end <= held.length).ok_or_else(too_short)?;
+        if held.pieces.range(offset / PIECE..end.div_ceil(PIECE)).next().is_none() {
+            return held.read_below(offset, out);
         }
         for (number, within, done, count) in parts(offset, out.len()) {
             let to = out.get_mut(done..done + count).ok_or_else(too_short)?;
-            let from = match held.pieces.get(&number) {
-                Some(piece) => piece.get(within..within + count).map(<[u8]>::to_vec),
-                None => self.read_piece(&held, number)?.get(within..within + count).map(<[u8]>::to_vec),
-            };
-            to.copy_from_slice(&from.ok_or_else(too_short)?);
+            match held.pieces.get(&number) {
+                Some(piece) => to.copy_from_slice(piece.get(within..within + count).ok_or_else(too_short)?),
+                None => held.read_below(offset + done as u64, to)?,
+            }
         }
         Ok(())
     }
@@ -159,31 +161,33 @@ impl StorageBackend for Gate {
     fn set_len(&self, len: u64) -> Result<()> {
         let mut held = self.held();
         if held.open {
-            return self.inner.set_len(len);
+            return held.inner()?.set_len(len);
         }
-        if len < self.length(&held)? {
+        if len < held.length {
             held.pieces.retain(|number, _| number * PIECE < len);
             if let Some(piece) = held.pieces.get_mut(&(len / PIECE)) {
                 piece.iter_mut().skip(usize::try_from(len % PIECE).unwrap_or(0)).for_each(|byte| *byte = 0);
             }
         }
-        held.shortest = Some(held.shortest.map_or(len, |shortest| shortest.min(len)));
-        held.length = Some(len);
+        held.shortest = held.shortest.min(len);
+        held.length = len;
         Ok(())
     }
 
     fn sync_data(&self) -> Result<()> {
-        if self.held().open { self.inner.sync_data() } else { Ok(()) }
+        let held = self.held();
+        if held.open { held.inner()?.sync_data() } else { Ok(()) }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let mut held = self.held();
         if held.open {
-            return self.inner.write(offset, data);
+            return held.inner()?.write(offset, data);
         }
         for (number, within, done, count) in parts(offset, data.len()) {
             if !held.pieces.contains_key(&number) {
-                let piece = self.read_piece(&held, number)?;
+                let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
+                held.read_below(number * PIECE, &mut piece)?;
                 held.pieces.insert(number, piece);
             }
             let piece = held.pieces.get_mut(&number).and_then(|piece| piece.get_mut(within..within + count));
@@ -193,30 +197,125 @@ impl StorageBackend for Gate {
     }
 
     fn close(&self) -> Result<()> {
-        self.inner.close()
+        self.take_away();
+        Ok(())
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Locked<bool> {
-        self.inner.try_lock_range(start, end)
+        self.held().inner()?.try_lock_range(start, end)
     }
 
     fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Locked<bool> {
-        self.inner.try_lock_shared_range(start, end)
+        self.held().inner()?.try_lock_shared_range(start, end)
     }
 
     fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Locked<()> {
-        self.inner.lock_range(start, end)
+        self.held().inner()?.lock_range(start, end)
     }
 
     fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Locked<()> {
-        self.inner.lock_shared_range(start, end)
+        self.held().inner()?.lock_shared_range(start, end)
     }
 
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Locked<()> {
-        self.inner.unlock_range(start, end)
+        self.held().inner()?.unlock_range(start, end)
     }
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Locked<bool> {
-        self.inner.query_lock_range(start, end)
+        self.held().inner()?.query_lock_range(start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use redb::backends::InMemoryBackend;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write(u64, Vec<u8>),
+        Length(u64),
+        Read(u64, usize),
+        Open,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..30_000_u64, prop::collection::vec(any::<u8>(), 0..9_000)).prop_map(|(at, data)| Step::Write(at, data)),
+            1 => (0..40_000_u64).prop_map(Step::Length),
+            3 => (0..40_000_u64, 0..9_000_usize).prop_map(|(at, count)| Step::Read(at, count)),
+            1 => Just(Step::Open),
+        ];
+        prop::collection::vec(step, 1..30)
+    }
+
+    fn image(backend: &dyn StorageBackend) -> Vec<u8> {
+        let mut image = vec![0; usize::try_from(backend.len().unwrap()).unwrap()];
+        backend.read(0, &mut image).unwrap();
+        image
+    }
+
+    proptest! {
+        /// Open or shut, redb reads what it has written; and once open, so does everybody.
+        #[test]
+        fn a_gate_is_not_noticed(first in prop::collection::vec(any::<u8>(), 0..20_000), steps in steps()) {
+            let below: Arc<InMemoryBackend> = Arc::default();
+            below.set_len(first.len() as u64).unwrap();
+            below.write(0, &first).unwrap();
+            let gate = Gate::new(Box::new(Shared(Arc::clone(&below)))).unwrap();
+            let mut plain = first.clone();
+            let mut open = false;
+            for step in steps {
+                match step {
+                    Step::Write(at, data) => {
+                        let Some(to) = plain.get_mut(at as usize..at as usize + data.len()) else { continue };
+                        to.copy_from_slice(&data);
+                        gate.write(at, &data).unwrap();
+                    }
+                    Step::Length(length) => {
+                        plain.resize(length as usize, 0);
+                        gate.set_len(length).unwrap();
+                    }
+                    Step::Read(at, count) => {
+                        let mut out = vec![0; count];
+                        let read = gate.read(at, &mut out);
+                        match plain.get(at as usize..at as usize + count) {
+                            Some(expected) => prop_assert_eq!(out, expected),
+                            None => prop_assert!(read.is_err()),
+                        }
+                    }
+                    Step::Open => {
+                        gate.open().unwrap();
+                        open = true;
+                    }
+                }
+                prop_assert_eq!(image(&gate), &plain[..]);
+                prop_assert_eq!(image(&*below), if open { &plain[..] } else { &first[..] });
+            }
+            gate.take_away();
+            prop_assert!(gate.len().is_err() && gate.read(0, &mut []).is_err() && gate.sync_data().is_err());
+        }
+    }
+
+    #[derive(Debug)]
+    struct Shared(Arc<InMemoryBackend>);
+
+    impl StorageBackend for Shared {
+        fn len(&self) -> Result<u64> {
+            self.0.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+            self.0.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> Result<()> {
+            self.0.set_len(len)
+        }
+        fn sync_data(&self) -> Result<()> {
+            Ok(())
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+            self.0.write(offset, data)
+        }
     }
 }

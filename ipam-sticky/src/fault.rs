@@ -42,9 +42,11 @@ impl From<redb::Error> for Fault {
     fn from(error: redb::Error) -> Self {
         match error {
             redb::Error::Io(error) => error.into(),
-            redb::Error::DatabaseAlreadyOpen => Self::InUse,
+            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::InUse,
             redb::Error::Backend(error) => Self::Io(io::Error::other(error)),
-            redb::Error::PreviousIo => Self::Io(io::Error::other("an earlier write failed")),
+            redb::Error::PreviousIo | redb::Error::DatabaseClosed => {
+                Self::Io(io::Error::other("an earlier write failed"))
+            }
             redb::Error::Corrupted(what) => match newer_format(&what) {
                 Some(version) => Self::Newer(version),
                 None => Self::Damaged(what),

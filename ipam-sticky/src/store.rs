@@ -15,24 +15,21 @@
 use crate::{
     allocate::Refusal,
     config::Place,
+    database::{Opened, ReadOnly, commit, file_backend, guarded, not_empty, nothing},
     disk::Gate,
     fault::Fault,
     identity::Key,
-    lock::{Lock, Locked, make_directory},
+    lock::{Lock, Locked},
     notes::{self, Notes},
-    recover,
-    tables::{self, SCHEMA, Snapshot},
+    tables::{SCHEMA, Snapshot},
     view::{Changes, Now, View},
 };
 use nix::unistd::{AccessFlags, access};
-use redb::{Builder, Database, StorageBackend, backends::FileBackend};
+use redb::{Database, StorageBackend};
 use std::{
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
-    mem::ManuallyDrop,
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -83,17 +80,9 @@ pub type MakeBackend = Box<dyn Fn(File) -> Result<Box<dyn StorageBackend>, Fault
 
 /// The state of one network.
 pub struct Store {
-    place: Place,
-    boot: String,
-    backend: MakeBackend,
-}
-
-/// The plain file.
-///
-/// # Errors
-/// redb's.
-pub fn file_backend(file: File) -> Result<Box<dyn StorageBackend>, Fault> {
-    Ok(Box::new(FileBackend::new(file)?))
+    pub(crate) place: Place,
+    pub(crate) boot: String,
+    pub(crate) backend: MakeBackend,
 }
 
 impl Store {
@@ -169,8 +158,13 @@ impl Store {
         let there = self.path().exists();
         let _lock = there.then(|| self.lock()).transpose()?;
         let looked = guarded(|| {
-            let mut database = if there { self.open_shut()?.0 } else { ManuallyDrop::new(nothing()?) };
-            look(&mut database).map(Ok)
+            if !there {
+                return look(&mut nothing()?).map(Ok);
+            }
+            let (mut opened, _) = self.open_shut()?;
+            let looked = look(&mut opened.database);
+            opened.end();
+            looked.map(Ok)
         });
         self.explain(looked, "read")
     }
@@ -205,6 +199,9 @@ impl Store {
     /// Decides and commits, making or mending the file first if need be.
     fn write<T>(&self, lock: &Lock, decide: Decide<T>) -> Result<Result<T, Refusal>, Fault> {
         if !self.path().exists() {
+            if let Some(answered) = self.without_file(decide)? {
+                return Ok(answered);
+            }
             self.create(None)?;
         }
         match guarded(|| self.transact(lock, decide)) {
@@ -216,10 +213,23 @@ impl Store {
         }
     }
 
+    /// What needs no file leaves none: a refusal, or the DEL of somebody we never heard of, where the node remembers
+    /// nothing either. `None` when a file must be made.
+    fn without_file<T>(&self, decide: Decide<T>) -> Result<Option<Result<T, Refusal>>, Fault> {
+        if !self.known(false)?.is_empty() {
+            return Ok(None);
+        }
+        match decide(&Snapshot::of(&nothing()?)?) {
+            Ok((answer, changes)) => Ok(changes.is_empty().then_some(Ok(answer))),
+            Err(Refusal::Fault(fault)) => Err(fault),
+            Err(refusal) => Ok(Some(Err(refusal))),
+        }
+    }
+
     fn transact<T>(&self, lock: &Lock, decide: Decide<T>) -> Result<Result<T, Refusal>, Fault> {
-        let (database, gate) = self.open(lock)?;
-        let result = self.transact_in(&database, &gate, decide);
-        close(database, &gate);
+        let opened = self.open(lock)?;
+        let result = self.transact_in(&opened.database, &opened.gate, decide);
+        opened.end();
         result
     }
 
@@ -260,15 +270,17 @@ impl Store {
             return Err(unwritable("there is no state yet, and none can be made"));
         }
         let looked = guarded(|| {
-            let (database, merged) = self.open_shut()?;
-            let snapshot = self.snapshot(&database)?;
-            let (answer, changes) = match decide(&snapshot) {
-                Ok(decided) => decided,
-                Err(Refusal::Fault(fault)) => return Err(fault),
-                Err(refusal) => return Ok(Err(refusal)),
-            };
-            let gains = gains_address(&snapshot, &changes)?;
-            Ok(Ok((answer, changes, gains, merged)))
+            let (opened, merged) = self.open_shut()?;
+            let decided = self.snapshot(&opened.database).and_then(|snapshot| match decide(&snapshot) {
+                Ok((answer, changes)) => {
+                    let gains = gains_address(&snapshot, &changes)?;
+                    Ok(Ok((answer, changes, gains, merged)))
+                }
+                Err(Refusal::Fault(fault)) => Err(fault),
+                Err(refusal) => Ok(Err(refusal)),
+            });
+            opened.end();
+            decided
         });
         let (answer, changes, gains, merged) = self.explain(looked, "read")?;
         if let Some(key) = gains {
@@ -303,139 +315,28 @@ impl Store {
     }
 
     /// Opens the file for writing, behind a gate that is still shut.
-    fn open(&self, lock: &Lock) -> Result<(ManuallyDrop<Database>, Gate), Fault> {
+    fn open(&self, lock: &Lock) -> Result<Opened, Fault> {
         loop {
             let file = not_empty(OpenOptions::new().read(true).write(true).open(self.path())?)?;
-            let gate = Gate::new((self.backend)(file)?);
-            match builder().create_with_backend(gate.clone()).map_err(Fault::from) {
+            match Opened::over(Gate::new((self.backend)(file)?)?) {
                 // Whoever had the lock before is dying, and the kernel has not closed its files yet.
                 Err(Fault::InUse) if Instant::now() < lock.deadline => {
                     thread::sleep(Duration::from_millis(1))
                 }
-                // Never dropped while a panic of redb's unwinds: a second one would end the process.
-                opened => return Ok((ManuallyDrop::new(opened?), gate)),
+                opened => return opened,
             }
         }
     }
 
     /// Opens the file for reading, with the notes merged in memory. Also tells which note the file has.
-    fn open_shut(&self) -> Result<(ManuallyDrop<Database>, Option<u128>), Fault> {
-        let gate = Gate::new(Box::new(ReadOnly(not_empty(File::open(self.path())?)?)));
-        let database = ManuallyDrop::new(builder().create_with_backend(gate)?);
-        let merged = self.snapshot(&database)?.last_note()?;
+    fn open_shut(&self) -> Result<(Opened, Option<u128>), Fault> {
+        let opened = Opened::over(Gate::new(Box::new(ReadOnly(not_empty(File::open(self.path())?)?)))?)?;
+        let merged = self.snapshot(&opened.database)?.last_note()?;
         if let Some(notes) = Notes::load(&self.notes_path(), &self.boot, merged) {
-            commit(&database, &notes.changes, Some(notes.id), false)?;
+            commit(&opened.database, &notes.changes, Some(notes.id), false)?;
         }
-        Ok((database, merged))
+        Ok((opened, merged))
     }
-
-    /// Makes a new file out of what the node knows, beside the old one, and puts it in its place.
-    fn create(&self, damage: Option<&str>) -> Result<(), Fault> {
-        let path = self.path();
-        make_directory(&self.place.data_dir)?;
-        let new = path.with_extension("redb.new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).clone();
-        let changes = self.known(damage.is_some())?;
-        let gate = Gate::new((self.backend)(options.open(&new)?)?);
-        gate.open()?;
-        let database = builder().create_with_backend(gate)?;
-        commit(&database, &changes, None, true)?;
-        database.close()?;
-        if let Some(why) = damage {
-            let aside = self.free_name(&path);
-            fs::rename(&path, &aside)?;
-            log::warn!(
-                "{} is damaged ({why}); it is set aside as {}, and {} bindings are rebuilt from what the node knows",
-                path.display(),
-                aside.display(),
-                changes.bindings.len()
-            );
-        }
-        fs::rename(&new, &path)?;
-        for directory in self.place.data_dir.ancestors().take(2) {
-            File::open(directory)?.sync_all()?;
-        }
-        Ok(())
-    }
-
-    fn free_name(&self, path: &Path) -> PathBuf {
-        let name = |number: u32| path.with_extension(format!("redb.damaged-{number}"));
-        (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0))
-    }
-
-    /// The bindings that a new state begins with. After damage, of every pod that the node remembers; otherwise
-    /// of those that run, or that host-local has.
-    fn known(&self, damaged: bool) -> Result<Changes, Fault> {
-        let lives = |netns: &str| Path::new(netns).exists();
-        let mut known = recover::result_cache(&self.place, &self.boot, &lives);
-        let mut traces: Vec<recover::Trace> =
-            known.iter().filter(|trace| damaged || trace.alive).cloned().collect();
-        let mut cursors = std::collections::BTreeMap::new();
-        for directory in &self.place.host_local {
-            if let Ok((reserved, last)) = recover::host_local(directory, &known, &self.boot) {
-                log::info!("{} reservations found in {}", reserved.len(), directory.display());
-                traces.extend(reserved);
-                cursors.extend(last);
-            }
-        }
-        known.clear();
-        let mut import = recover::import(&Snapshot::of(&nothing()?)?, &traces)?;
-        import.conflicts.iter().for_each(|conflict| log::warn!("import: {conflict}"));
-        import.changes.cursors = cursors;
-        Ok(import.changes)
-    }
-}
-
-fn builder() -> Builder {
-    let mut builder = Database::builder();
-    builder.set_cache_size(8 << 20);
-    builder
-}
-
-/// An empty state, in memory.
-fn nothing() -> Result<Database, Fault> {
-    let database = builder().create_with_backend(redb::backends::InMemoryBackend::new())?;
-    commit(&database, &Changes::default(), None, true)?;
-    Ok(database)
-}
-
-/// redb takes an empty file for a new one. Ours never is: it is made under another name.
-fn not_empty(file: File) -> Result<File, Fault> {
-    match file.metadata()?.len() {
-        0 => Err(Fault::Damaged("the file is empty".into())),
-        _ => Ok(file),
-    }
-}
-
-/// One transaction, on the disk when this returns.
-fn commit(database: &Database, changes: &Changes, note: Option<u128>, new: bool) -> Result<(), Fault> {
-    let mut transaction = database.begin_write()?;
-    // Records the allocator state, so that a process that ends without closing leaves nothing to repair.
-    transaction.set_quick_repair(true);
-    if new {
-        tables::create(&transaction)?;
-    }
-    tables::write(&transaction, changes, note)?;
-    Ok(transaction.commit()?)
-}
-
-/// Lets go of the file without the writes and syncs that redb would close it with.
-fn close(database: ManuallyDrop<Database>, gate: &Gate) {
-    gate.shut();
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(ManuallyDrop::into_inner(database))));
-}
-
-/// redb indexes into pages without looking: on a garbage page it panics. That is damage like any other.
-fn guarded<T>(act: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str);
-        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(Fault::Damaged(format!("reading it panicked: {said}")))
-    })
 }
 
 fn is_unwritable(error: &io::Error) -> bool {
@@ -452,30 +353,4 @@ fn gains_address(view: &dyn View, changes: &Changes) -> Result<Option<Key>, Faul
         }
     }
     Ok(None)
-}
-
-/// A file that nobody writes to: it stays behind a shut gate.
-#[derive(Debug)]
-struct ReadOnly(File);
-
-impl StorageBackend for ReadOnly {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(out, offset)
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
 }

@@ -9,7 +9,7 @@
 //! | `owners` | container/ifname | key of the binding it owns, or owned and may still use |
 //! | `meta` | `schema`, `sequence`, `note`, `cursor/N` | number |
 //!
-//! All but the first and the last follow from `bindings`; only [`write`] touches them.
+//! All but the first and the last follow from `bindings`; only [`write()`] touches them.
 
 use crate::{
     address::Address,
@@ -80,6 +80,22 @@ impl Snapshot {
     /// When it cannot be read.
     pub fn last_note(&self) -> Result<Option<u128>, Fault> {
         self.meta("note")
+    }
+
+    /// Picks the records that pass their check sum out of a damaged file, from the first on and from the last
+    /// back, until redb gives up. Two calls, because redb may panic in either.
+    pub(crate) fn salvage(&self, backwards: bool, found: &mut BTreeMap<Key, Binding>) -> Result<(), Fault> {
+        let table = self.0.open_table(BINDINGS)?;
+        let mut entries = table.iter()?;
+        while let Some(entry) = if backwards { entries.next_back() } else { entries.next() } {
+            let (key, record) = entry?;
+            if let Ok(key) = parse(key.value())
+                && let Ok(binding) = decode(&key, record.value())
+            {
+                found.insert(key, binding);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn indexes(&self) -> Result<Indexes, Fault> {

@@ -46,7 +46,7 @@ fn damaged_files(dir: &Path) -> usize {
 
 #[test]
 fn the_disk_fails_at_every_operation() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     let before = prepare(dir.path());
     let state = dir.path().join("data/net.redb");
     let image = fs::read(&state).unwrap();
@@ -95,7 +95,7 @@ fn the_disk_fails_at_every_operation() {
 fn a_new_file_fails_at_every_operation() {
     let pools = one_pool();
     for operation in 0.. {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = support::scratch();
         let left = Arc::new(Mutex::new(Some(operation)));
         let failing = store(dir.path()).with_backend(Failing::make(&left));
         let added = add(&failing, &pools, "a", "ca");
@@ -118,7 +118,7 @@ fn a_new_file_fails_at_every_operation() {
 
 #[test]
 fn the_power_goes_at_every_operation() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     let before = prepare(dir.path());
     let state = dir.path().join("data/net.redb");
     let image = fs::read(&state).unwrap();
@@ -155,10 +155,11 @@ fn the_power_goes_at_every_operation() {
     assert_eq!(damaged_files(dir.path()), 0);
 }
 
-/// Pods a to z with addresses known to libcni as well; then any page of the file turns to garbage.
+/// Every other pod is known to libcni as well; then any page of the file turns to garbage. Those are safe; of the
+/// others, all but the few whose record was on that very page.
 #[test]
 fn garbage_pages() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     let pools = one_pool();
     let healthy = store(dir.path());
     let names: Vec<String> = (0..120).map(|number| format!("p{number}")).collect();
@@ -166,8 +167,11 @@ fn garbage_pages() {
     fs::create_dir_all(&results).unwrap();
     let netns = dir.path().join("netns");
     fs::write(&netns, "").unwrap();
-    for name in &names {
+    for (number, name) in names.iter().enumerate() {
         let given = add(&healthy, &pools, name, &format!("c-{name}")).unwrap();
+        if number % 2 == 0 {
+            continue;
+        }
         let written: Vec<String> = given.iter().map(|address| format!("{address}/16")).collect();
         let written: Vec<&str> = written.iter().map(String::as_str).collect();
         let entry = cache_entry("net", &format!("c-{name}"), name, &netns, &written);
@@ -182,7 +186,7 @@ fn garbage_pages() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(random >> 33).unwrap()
     };
-    let mut set_aside = 0;
+    let (mut set_aside, mut asked_again, mut lost) = (0, 0, 0);
     for trial in 0..200 {
         for entry in fs::read_dir(dir.path().join("data")).unwrap() {
             let path = entry.unwrap().path();
@@ -202,17 +206,25 @@ fn garbage_pages() {
         }
         drop(file);
         let store = store(dir.path());
-        let asked: Vec<&String> = (0..4).map(|_| &names[next() % names.len()]).collect();
-        for name in asked {
+        for _ in 0..4 {
+            let number = next() % names.len();
+            let name = &names[number];
             let again = add(&store, &pools, name, &format!("c2-{name}")).unwrap();
-            assert_eq!(again, addresses(&before, name), "trial {trial}: {name} lost its address");
+            asked_again += 1;
+            if again != addresses(&before, name) {
+                assert_eq!(number % 2, 0, "trial {trial}: {name} lost its address");
+                lost += 1;
+            }
             del(&store, &format!("c2-{name}")).unwrap();
         }
         let fresh = add(&store, &pools, "fresh", "c-fresh").unwrap();
-        let taken = before.values().any(|binding| binding.addresses.iter().any(|held| fresh.contains(held)));
+        let is_known = |key: &Key| names.iter().skip(1).step_by(2).any(|name| pod(name).key() == *key);
+        let taken = before.iter().filter(|(key, _)| is_known(key));
+        let taken = taken.flat_map(|(_, binding)| &binding.addresses).any(|held| fresh.contains(held));
         assert!(!taken, "trial {trial}: {fresh:?} are given twice");
         set_aside += usize::from(damaged_files(dir.path()) > 0);
     }
+    assert!(lost * 5 < asked_again, "{lost} of {asked_again} lost their addresses");
     assert!(set_aside > 30, "only {set_aside} of 200 were noticed");
 }
 
@@ -220,7 +232,7 @@ fn garbage_pages() {
 fn files_that_are_none() {
     let pools = one_pool();
     for content in [&b""[..], b"x", b"not a database at all, but longer than a header", &[0; 8192]] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = support::scratch();
         fs::create_dir_all(dir.path().join("data")).unwrap();
         fs::write(dir.path().join("data/net.redb"), content).unwrap();
         let store = store(dir.path());
@@ -234,7 +246,7 @@ fn files_that_are_none() {
 
 #[test]
 fn a_newer_schema_is_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::scratch();
     prepare(dir.path());
     let state = dir.path().join("data/net.redb");
     let database = redb::Database::open(&state).unwrap();

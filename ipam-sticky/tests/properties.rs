@@ -232,6 +232,10 @@ proptest! {
     fn decisions_over_a_map(verbs in verbs(), max_idle in prop_oneof![Just(10_000_u64), 0..4_u64]) {
         play(&verbs, max_idle, |_, _, _, _| {});
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Released, then reserved by another container of the same pod: the same address, whatever others did that
     /// did not run out of addresses.
@@ -256,14 +260,10 @@ proptest! {
         }
         prop_assert_eq!(add(&mut model, "mine", "mine-2"), before);
     }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_store_answers_like_the_map(verbs in verbs(), max_idle in prop_oneof![Just(10_000_u64), 0..4_u64]) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = support::scratch();
         let store = |world: &World| {
             let place = ipam_sticky::config::Place { max_idle, ..support::place(dir.path()) };
             Store::new(place, world.boot())

@@ -419,6 +419,22 @@ fn bad_input_changes_nothing_and_says_what_to_do() {
 }
 
 #[test]
+fn a_del_of_nobody_and_a_refusal_make_no_state() {
+    // edgeflannel follows the spec and sends DEL when its IPAM plugin refused the ADD, for a mistake in the
+    // configuration too: that left an empty state behind.
+    let node = Node::subnet("10.1.0.0/24");
+    let state = node.path("data/net.redb");
+    assert!(node.del("c1", "a").ok);
+    assert!(!state.exists());
+    let mut conf = node.conf();
+    conf["runtimeConfig"] = json!({"ips": ["10.9.9.9"]});
+    assert_eq!(node.call_with("ADD", "c1", "eth0", "", &conf).code(), 101);
+    assert!(!state.exists());
+    node.add("c1", "a");
+    assert!(state.exists());
+}
+
+#[test]
 fn resolv_conf_and_old_versions() {
     let mut node = Node::subnet("10.1.0.0/24");
     node.write("resolv.conf", "nameserver 10.0.0.2\nsearch a.lan\n");

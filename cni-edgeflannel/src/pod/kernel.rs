@@ -1,19 +1,18 @@
-//! Looks at the kernel, carries out the steps of a plan, and takes them back when one fails.
+//! Carries out the steps of a plan, and takes them back when one fails.
 //!
-//! Everything that can be decided has been decided in `plan`; here is one line per step.
+//! Everything that can be decided has been decided in `plan`; here is one line per step. Looking is in `look`.
 
 use super::{
-    check::{Expected, Observed},
-    plan::{Former, Seen, SeenBridge, Step, Undo, undo},
+    plan::{Former, Step, Undo, undo},
     wanted::Wanted,
 };
 use crate::{
-    mac::Mac,
-    netlink::{self, Kind, Link, Netlink},
+    netlink::{self, Netlink},
     netns::Netns,
     nft::Nft,
     sysctl::Sysctl,
 };
+use cni::Route;
 use log::{debug, info, warn};
 use std::{cell::Cell, fmt, io, thread, time::Duration};
 
@@ -23,7 +22,7 @@ const FORWARDING_LIMIT: Duration = Duration::from_millis(500);
 
 /// Something that could not be done, with the operation.
 #[derive(Debug)]
-pub struct Error(String);
+pub struct Error(pub(super) String);
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,15 +47,15 @@ impl From<io::Error> for Error {
 /// The node's side and the pod's, with a socket in each.
 #[derive(Debug)]
 pub struct Kernel {
-    node: Netlink,
-    pod: Netlink,
+    pub(super) node: Netlink,
+    pub(super) pod: Netlink,
     netns: Netns,
     /// Numbers of the three devices, once known.
-    bridge: Cell<Option<u32>>,
+    pub(super) bridge: Cell<Option<u32>>,
     host: Cell<Option<u32>>,
     peer: Cell<Option<u32>>,
     /// The bridge had a carrier when it was looked at.
-    bridge_sends: Cell<bool>,
+    pub(super) bridge_sends: Cell<bool>,
 }
 
 impl Kernel {
@@ -75,130 +74,6 @@ impl Kernel {
             host: Cell::default(),
             peer: Cell::default(),
             bridge_sends: Cell::default(),
-        })
-    }
-
-    /// Whether the pod has a device of this name.
-    ///
-    /// # Errors
-    /// When the kernel refuses to say.
-    pub async fn pod_has(&self, name: &str) -> Result<bool, Error> {
-        Ok(self.pod.link(name).await?.is_some())
-    }
-
-    /// The bridge.
-    ///
-    /// # Errors
-    /// When the name belongs to another kind of device, or the kernel refuses to say.
-    pub async fn see_bridge(&self, name: &str) -> Result<Option<SeenBridge>, Error> {
-        let link = self.node.link(name).await?;
-        refuse_other_kind(name, link.as_ref())?;
-        let Some(link) = link else { return Ok(None) };
-        self.bridge.set(Some(link.index));
-        self.bridge_sends.set(link.operational);
-        let addresses = self.node.addresses(link.index).await?;
-        let Link { index, mac, mtu, up, promiscuous, .. } = link;
-        Ok(Some(SeenBridge { index, mac, mtu, up, promiscuous, addresses }))
-    }
-
-    /// The rest of what a plan needs to know.
-    ///
-    /// # Errors
-    /// When the kernel refuses to say, or another pod has the hardware address that was asked for.
-    pub async fn see(&self, wanted: &Wanted, bridge: Option<SeenBridge>) -> Result<Seen, Error> {
-        let leftover = self.node.link(&wanted.veth.name).await?.is_some();
-        let former = match &bridge {
-            Some(bridge) => self.former(wanted, bridge.index).await?,
-            None => None,
-        };
-        let rules = match Nft::open() {
-            Ok(nft) => {
-                nft.rules(&wanted.masquerade_chain).map_err(|e| Error(format!("read nftables rules: {e}")))?
-            }
-            // No nftables in this kernel: no rules, and none can be wanted without an error later.
-            Err(e) => {
-                debug!("nftables: {e}");
-                Vec::new()
-            }
-        };
-        Ok(Seen { bridge, leftover, former, rules })
-    }
-
-    /// The port that holds the pod's address. Whoever has a hardware address that follows from the IP address
-    /// has that IP address, which IPAM has just given to us, so it is the pod's former sandbox. A former sandbox
-    /// that another plugin made has another one: the node's neighbour table knows it.
-    async fn former(&self, wanted: &Wanted, bridge: u32) -> Result<Option<Former>, Error> {
-        let mac = wanted.veth.peer_mac;
-        let by_mac = match self.node.port_of(bridge, mac).await {
-            Ok(port) => port.map(|port| (port, mac)),
-            Err(e) if e.errno() == nix::libc::EOPNOTSUPP => None, // before kernel 5.0
-            Err(e) => return Err(e.into()),
-        };
-        let mut by_address = None;
-        for cidr in &wanted.addresses {
-            let Some(mac) = self.node.neighbour_mac(bridge, cidr.ip()).await? else { continue };
-            if let Some(port) = self.node.port_of(bridge, mac).await? {
-                by_address = Some((port, mac));
-            }
-        }
-        let (index, mac) = match (by_mac, by_address) {
-            (Some((port, mac)), Some((other, _))) if wanted.mac_asked && port != other => {
-                return Err(self.taken(port, mac).await);
-            }
-            (Some((port, mac)), None) if wanted.mac_asked => return Err(self.taken(port, mac).await),
-            (Some(found), _) | (None, Some(found)) => found,
-            (None, None) => return Ok(None),
-        };
-        let Some(Link { name, port: Some(port), kind: Kind::Veth, .. }) = self.node.link_at(index).await?
-        else {
-            return Ok(None);
-        };
-        // What is left of this very attachment is deleted, not detached.
-        Ok((name != wanted.veth.name).then_some(Former { index, name, port, mac }))
-    }
-
-    async fn taken(&self, port: u32, mac: Mac) -> Error {
-        let name =
-            self.node.link_at(port).await.ok().flatten().map_or_else(|| port.to_string(), |link| link.name);
-        Error(format!("the hardware address {mac} that was asked for is in use behind {name}"))
-    }
-
-    /// Everything that CHECK compares.
-    ///
-    /// # Errors
-    /// When the kernel refuses to say.
-    pub async fn observe(&self, expected: &Expected) -> Result<Observed, Error> {
-        let pod = self.pod.link(&expected.pod.0).await?;
-        let (mut addresses, mut routes) = (Vec::new(), Vec::new());
-        if let Some(pod) = &pod {
-            addresses =
-                self.pod.addresses(pod.index).await?.into_iter().map(|address| address.cidr).collect();
-            for v4 in [true, false] {
-                if expected.addresses.iter().any(|cidr| cidr.is_ipv4() == v4) {
-                    routes.extend(self.pod.routes(pod.index, v4).await?);
-                }
-            }
-        }
-        let rules = match &expected.masquerade {
-            Some(chain) => Nft::open()
-                .and_then(|nft| nft.rules(&chain.name))
-                .map_err(|e| Error(format!("read nftables rules: {e}")))?,
-            None => Vec::new(),
-        };
-        let mut unset = Vec::new();
-        for sysctl in &expected.forwarding {
-            if !sysctl.holds()? {
-                unset.push(sysctl.clone());
-            }
-        }
-        Ok(Observed {
-            bridge: self.see_bridge(&expected.bridge.0).await?,
-            host: self.node.link(&expected.host).await?,
-            pod,
-            addresses,
-            routes,
-            rules,
-            unset,
         })
     }
 
@@ -274,13 +149,30 @@ impl Kernel {
             }
             Step::PodUp => self.pod.up(self.peer(wanted).await?).await?,
             Step::PodAddress(cidr) => self.pod.add_address(self.peer(wanted).await?, *cidr).await?,
-            Step::PodRoute(route) => self.pod.add_route(self.peer(wanted).await?, route).await?,
+            Step::PodRoute(route) => self.add_route(self.peer(wanted).await?, route).await?,
             Step::Announce(mac) => {
                 self.wait_until_forwarding(self.host(wanted).await?, self.bridge(wanted).await?).await?;
                 self.pod.set_mac(self.peer(wanted).await?, *mac).await?;
             }
         }
         Ok(())
+    }
+
+    /// When a pod's second interface has the default route too, the first keeps the traffic: IPv4 by order, IPv6
+    /// by metric (1024 is the kernel's own).
+    async fn add_route(&self, peer: u32, route: &Route) -> Result<(), Error> {
+        const INTERFACES: u32 = 16;
+        let mut added = self.pod.add_route(peer, route).await;
+        for behind in 1..INTERFACES {
+            match added {
+                Err(e) if e.is_there() && route.dst.is_ipv6() && route.priority.is_none() => {
+                    let later = Route { priority: Some(1024 + behind), ..route.clone() };
+                    added = self.pod.add_route(peer, &later).await;
+                }
+                _ => break,
+            }
+        }
+        added.map_err(Error::from)
     }
 
     async fn take_back(&self, undo: &Undo, wanted: &Wanted) {
@@ -380,22 +272,5 @@ fn warn_without_br_netfilter() {
                 return;
             }
         }
-    }
-}
-
-/// Whether pods could become ports of the bridge: it is one, or can be made.
-///
-/// # Errors
-/// When the name belongs to another kind of device, or the kernel refuses to say.
-pub async fn bridge_is_usable(name: &str) -> Result<(), Error> {
-    refuse_other_kind(name, Netlink::open()?.link(name).await?.as_ref())
-}
-
-fn refuse_other_kind(name: &str, link: Option<&Link>) -> Result<(), Error> {
-    match link {
-        Some(link) if link.kind != Kind::Bridge => {
-            Err(Error(format!("{name} exists and is not a bridge; name another in \"bridge\"")))
-        }
-        _ => Ok(()),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod kernel;
+pub mod look;
 pub mod names;
 pub mod plan;
 pub mod remove;

@@ -24,7 +24,11 @@ pub fn run(options: &Options) -> Result<String, Failure> {
         return if wrong.is_empty() { Ok(document) } else { Err(Failure::new(document)) };
     }
     if wrong.is_empty() {
-        return Ok(format!("{bindings} bindings in {}, nothing wrong\n", store.path().display()));
+        let mut out = format!("{bindings} bindings in {}, nothing wrong\n", store.path().display());
+        for file in store.set_aside() {
+            out.push_str(&format!("{} was damaged and is not used any more\n", file.display()));
+        }
+        return Ok(out);
     }
     Err(Failure::new(format!(
         "{} is wrong:\n  {}\nmove the file away: the next ADD builds a new one out of what the node knows",

@@ -155,6 +155,11 @@ pub fn now() -> Now<'static> {
     Now { boot: BOOT, lives: &|_| false, max_idle: 10_000 }
 }
 
+/// A directory of its own; in memory where it can be had, since these tests bring their own disks.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// A place of its own.
 pub fn place(dir: &Path) -> Place {
     let mut place = Place::new("net", dir.join("data"));

@@ -12,21 +12,29 @@
 //! ```
 //! Dropping it removes all of it, and panics if anything is left.
 
+mod handle;
+mod pods;
+mod saved;
+
+pub use handle::NodeHandle;
+pub use pods::Pod;
+pub use saved::rigs_dir;
+
 use crate::control_plane::ControlPlane;
-use crate::daemons::{Daemons, DaemonsRecord};
+use crate::daemons::Daemons;
 use crate::disk;
 use crate::exec::{COMMAND_LIMIT, run, wait_for};
 use crate::flannel;
-use crate::go::{cache, progress};
-use crate::host::{Host, unique_id};
+use crate::go::progress;
+use crate::host::unique_id;
 use crate::host_init::HostSpec;
 use crate::kubelet::{self, Mode};
 use crate::leaks;
-use crate::network::{Network, NetworkRecord};
-use crate::node::{Cni, Node, NodeRecord, Settings};
-use crate::sweep::{RIGS, sweep};
+use crate::network::Network;
+use crate::node::{Node, Settings};
+use crate::sweep::sweep;
 use crate::topology::{Options, Site, plan};
-use crate::{containerd, kube_proxy};
+use crate::{containerd, kube_proxy, tools};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -57,61 +65,18 @@ struct Place {
     stay: bool,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Record {
-    place: Place,
-    options: Options,
-    network: NetworkRecord,
-    control_plane: DaemonsRecord,
-    nodes: BTreeMap<String, NodeRecord>,
-}
-
-/// A pod as the API server knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pod {
-    /// Its namespace and name.
-    pub name: String,
-    /// Where it runs.
-    pub node: String,
-    /// Its address; empty as long as it has none.
-    pub address: String,
-    /// The API object's id: another one for a pod that was deleted and made again.
-    pub uid: String,
-    /// Its first container's id; another one after each restart.
-    pub container: String,
-    /// Does it say that it is ready?
-    pub ready: bool,
-}
-
-/// The folder of the rigs that persons made.
-pub fn rigs_dir() -> PathBuf {
-    cache().join("rigs")
-}
-
 impl Cluster {
     /// A cluster for a test, all nodes Ready.
     pub fn up(options: Options) -> Result<Self> {
         let prefix = format!("{}.", unique_id("rig"));
-        let temporary = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir()?;
+        let temporary = tempfile::Builder::new().prefix(&prefix).tempdir()?;
         let place = Place { dir: temporary.path().to_owned(), prefix, stay: false };
         Self::make(options, place, Some(temporary))
     }
 
-    /// A cluster that stays until `rig down`.
-    pub fn up_named(name: &str, options: Options) -> Result<Self> {
-        ensure!(
-            !name.is_empty()
-                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
-            "{name:?}: a rig's name is made of a-z, 0-9 and -"
-        );
-        let dir = rigs_dir().join(name);
-        ensure!(!dir.exists(), "rig {name} is there already: `rig down --name {name}` removes it");
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {dir:?}"))?;
-        let place = Place { dir, prefix: format!("{RIGS}{name}."), stay: true };
-        Self::make(options, place, None)
-    }
-
     fn make(options: Options, place: Place, temporary: Option<tempfile::TempDir>) -> Result<Self> {
+        // First of all: a build takes longer than anybody waits for a daemon.
+        tools::build_for(&options)?;
         let start = Instant::now();
         let say = |what: &str| {
             if place.stay {
@@ -282,69 +247,6 @@ impl Cluster {
         run(command.args(["apply", "-f", "-"]), object.to_string().as_bytes(), COMMAND_LIMIT)?.ok().map(drop)
     }
 
-    /// All pods of all namespaces, by namespace and name.
-    pub fn pods(&self) -> Result<Vec<Pod>> {
-        let list = self.kubectl_json(&["get", "pods", "--all-namespaces"])?;
-        let items = list["items"].as_array().cloned().unwrap_or_default();
-        Ok(items.iter().map(pod).collect())
-    }
-
-    /// One pod, whatever its state.
-    pub fn pod(&self, namespace: &str, name: &str) -> Result<Pod> {
-        Ok(pod(&self.kubectl_json(&["get", "pod", "-n", namespace, name])?))
-    }
-
-    /// Waits until a pod is ready.
-    pub fn wait_pod(&self, namespace: &str, name: &str) -> Result<Pod> {
-        self.wait_pod_when(namespace, name, |_| true)
-    }
-
-    /// Waits until a pod is ready and `wanted` holds.
-    pub fn wait_pod_when(&self, namespace: &str, name: &str, wanted: impl Fn(&Pod) -> bool) -> Result<Pod> {
-        wait_for(&format!("pod {namespace}/{name} to be ready as wanted"), READY_LIMIT, || {
-            let pod = self.pod(namespace, name)?;
-            if pod.ready && wanted(&pod) { Ok(Some(pod)) } else { bail!("it is {pod:?}") }
-        })
-    }
-
-    /// Writes down where everything is, for the next run of `rig`.
-    fn save(&self) -> Result<()> {
-        let record = Record {
-            place: self.place.clone(),
-            options: self.options.clone(),
-            network: self.network.record(),
-            control_plane: self.control_plane.daemons.record(),
-            nodes: self.nodes.iter().map(|(name, node)| (name.clone(), node.record())).collect(),
-        };
-        let file = self.place.dir.join("rig.json");
-        let new = file.with_extension("new");
-        fs::write(&new, serde_json::to_vec_pretty(&record)?)
-            .with_context(|| format!("cannot write {new:?}"))?;
-        fs::rename(&new, &file).with_context(|| format!("cannot write {file:?}"))
-    }
-
-    /// The cluster that `rig up --name NAME` made.
-    pub fn load(name: &str) -> Result<Self> {
-        let file = rigs_dir().join(name).join("rig.json");
-        let text = fs::read(&file).with_context(|| {
-            format!("there is no rig {name} (no {}): `rig up --name {name}` makes it", file.display())
-        })?;
-        let record: Record = serde_json::from_slice(&text).with_context(|| {
-            format!(
-                "{} was written by another version: `rig down --all` removes what it can find",
-                file.display()
-            )
-        })?;
-        Ok(Self {
-            nodes: record.nodes.into_iter().map(|(name, node)| (name, Node::found(node))).collect(),
-            network: Network::found(record.network),
-            control_plane: ControlPlane::new(&record.place.dir, Daemons::found(record.control_plane)),
-            options: record.options,
-            place: record.place,
-            _temporary: None,
-        })
-    }
-
     /// Everything off and removed. Every step is tried; the first error is given.
     pub fn down(mut self) -> Result<()> {
         let removed = self.remove();
@@ -390,27 +292,13 @@ impl Place {
 
 /// What runs on a node beside containerd and kubelet.
 fn start_extras(node: &mut Node, options: &Options) -> Result<()> {
-    if options.cni == Cni::Flannel {
+    if options.cni.wants_flanneld() {
         flannel::start(node)?;
     }
     if options.kube_proxy {
         kube_proxy::start(node)?;
     }
     Ok(())
-}
-
-fn pod(object: &Value) -> Pod {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    Pod {
-        name: format!("{}/{}", text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"])),
-        node: text(&object["spec"]["nodeName"]),
-        address: text(&object["status"]["podIP"]),
-        uid: text(&object["metadata"]["uid"]),
-        container: text(&object["status"]["containerStatuses"][0]["containerID"]),
-        ready: object["metadata"]["deletionTimestamp"].is_null()
-            && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),
-    }
 }
 
 impl Drop for Cluster {
@@ -425,75 +313,5 @@ impl Drop for Cluster {
         if let Err(error) = self.remove() {
             leaks::complain(&format!("the cluster could not be removed: {error:#}"));
         }
-    }
-}
-
-/// A node of a cluster, to do something to it.
-#[derive(Debug)]
-pub struct NodeHandle<'c> {
-    cluster: &'c mut Cluster,
-    name: String,
-}
-
-impl NodeHandle<'_> {
-    /// The node itself.
-    pub fn get(&mut self) -> Result<&mut Node> {
-        self.cluster.nodes.get_mut(&self.name).context("it is there: Cluster::node has looked")
-    }
-
-    /// Its machine.
-    pub fn host(&mut self) -> Result<&Host> {
-        Ok(&self.get()?.host)
-    }
-
-    /// Silence between this node and everybody.
-    pub fn cut(self) -> Result<()> {
-        self.cluster.cut(&self.name)
-    }
-
-    /// The end of the silence.
-    pub fn heal(self) -> Result<()> {
-        self.cluster.heal(Some(&self.name))
-    }
-
-    /// Power loss; the disk keeps all that was written.
-    pub fn power_off(mut self) -> Result<()> {
-        self.get()?.power_off()?;
-        self.cluster.save()
-    }
-
-    /// Power loss; the disk keeps only what had reached it.
-    pub fn power_cut(mut self) -> Result<()> {
-        let node = self.get()?;
-        node.host.power_cut()?;
-        node.power_off()?;
-        self.cluster.save()
-    }
-
-    /// Power on, the cable plugged in, and all that an init system would start.
-    pub fn power_on(mut self) -> Result<()> {
-        self.get()?.power_on()?;
-        let cluster = self.cluster;
-        let options = cluster.options.clone();
-        let node = cluster.nodes.get_mut(&self.name).context("it is there")?;
-        cluster.network.attach(&node.host)?;
-        containerd::start(node)?;
-        kubelet::start(node)?;
-        start_extras(node, &options)?;
-        cluster.save()
-    }
-
-    /// [`NodeHandle::power_off`] and [`NodeHandle::power_on`].
-    pub fn reboot(self) -> Result<()> {
-        let Self { cluster, name } = self;
-        cluster.node(&name)?.power_off()?;
-        cluster.node(&name)?.power_on()
-    }
-
-    /// [`NodeHandle::power_cut`] and [`NodeHandle::power_on`].
-    pub fn reboot_after_power_cut(self) -> Result<()> {
-        let Self { cluster, name } = self;
-        cluster.node(&name)?.power_cut()?;
-        cluster.node(&name)?.power_on()
     }
 }

@@ -36,6 +36,15 @@ pub enum Cni {
     Bridge,
     /// flannel's CNI plugin, with flanneld beside it.
     Flannel,
+    /// Ours in a flannel cluster: edgeflannel where flannel's plugin was, flanneld beside it.
+    OursOnFlannel,
+}
+
+impl Cni {
+    /// Does flanneld make the overlay and tell the plugin the node's subnet?
+    pub fn wants_flanneld(self) -> bool {
+        matches!(self, Self::Flannel | Self::OursOnFlannel)
+    }
 }
 
 impl std::str::FromStr for Cni {
@@ -46,7 +55,8 @@ impl std::str::FromStr for Cni {
             "ours" => Ok(Self::Ours),
             "bridge" => Ok(Self::Bridge),
             "flannel" => Ok(Self::Flannel),
-            _ => bail!("{text} is not a CNI choice: ours, bridge or flannel"),
+            "ours-on-flannel" => Ok(Self::OursOnFlannel),
+            _ => bail!("{text} is not a CNI choice: ours, bridge, flannel or ours-on-flannel"),
         }
     }
 }
@@ -156,24 +166,21 @@ impl Node {
     }
 
     fn install_plugins(&self) -> Result<()> {
-        let mut dirs = vec![tools::cni_plugins_dir()?];
+        const REFERENCE: &[&str] =
+            &["bridge", "host-local", "loopback", "portmap", "bandwidth", "tuning", "firewall"];
+        let mut programs = vec![(tools::cni_plugins_dir()?, REFERENCE)];
         match self.settings.cni {
-            Cni::Ours => dirs.push(tools::ours()?),
-            Cni::Flannel => dirs.push(tools::flannel_cni_dir()?),
+            Cni::Ours | Cni::OursOnFlannel => {
+                programs.push((tools::ours()?, &["edgeflannel", "ipam-sticky"]))
+            }
+            Cni::Flannel => programs.push((tools::flannel_cni_dir()?, &["flannel"])),
             Cni::Bridge => {}
         }
         let bin = self.host.path("/opt/cni/bin")?;
-        for dir in dirs {
-            for name in
-                ["bridge", "host-local", "loopback", "portmap", "bandwidth", "tuning", "firewall", "flannel"]
-                    .iter()
-                    .chain(&["edgeflannel", "ipam-sticky"])
-            {
-                let program = dir.join(name);
-                if program.exists() {
-                    fs::copy(&program, bin.join(name))
-                        .with_context(|| format!("cannot install {program:?}"))?;
-                }
+        for (dir, names) in programs {
+            for name in names {
+                fs::copy(dir.join(name), bin.join(name))
+                    .with_context(|| format!("cannot install {name} from {dir:?}"))?;
             }
         }
         Ok(())
@@ -181,7 +188,7 @@ impl Node {
 
     /// Writes the conflist for pods out of `pod_cidr`.
     pub fn configure_cni(&self, pod_cidr: &str) -> Result<()> {
-        self.host.write("/etc/cni/net.d/10-pods.conflist", conflist(self.settings.cni, pod_cidr).to_string())
+        self.host.write("/etc/cni/net.d/10-pods.conflist", conflist(self.settings.cni, pod_cidr)?.to_string())
     }
 
     /// containerd and the kubelet, both answering.
@@ -213,7 +220,7 @@ impl Node {
         self.daemons.reap()
     }
 
-    /// Power on and what an init system would do: forwarding, containerd, kubelet. No link: see `Cluster::reboot` for a node with a network.
+    /// Power on and what an init system would do: forwarding, containerd, kubelet. No link: see `NodeHandle::power_on` for a node with a network.
     pub fn power_on(&mut self) -> Result<()> {
         self.host.power_on()?;
         self.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").map(drop)
@@ -295,14 +302,17 @@ fn ready(pod: &Value) -> Result<PodStatus> {
     })
 }
 
-/// The network configuration of a node's pods, with the stock portmap chained after the main plugin.
-fn conflist(cni: Cni, pod_cidr: &str) -> Value {
+/// The network configuration of a node's pods: what we ship, or for comparison the like for other plugins.
+fn conflist(cni: Cni, pod_cidr: &str) -> Result<Value> {
     let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
-    match cni {
-        Cni::Ours => json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
-            {"type": "edgeflannel", "ipMasq": true,
-             "ipam": {"type": "ipam-sticky", "ranges": [[{"subnet": pod_cidr}]]}},
-            portmap]}),
+    Ok(match cni {
+        Cni::Ours => {
+            let mut shipped: Value =
+                serde_json::from_str(include_str!("../../../conf/10-edgeflannel.conflist"))?;
+            shipped["plugins"][0]["ipam"]["ranges"] = json!([[{"subnet": pod_cidr}]]);
+            shipped
+        }
+        Cni::OursOnFlannel => serde_json::from_str(include_str!("../../../conf/10-flannel.conflist"))?,
         Cni::Bridge => json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
             {"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
              "ipam": {"type": "host-local", "ranges": [[{"subnet": pod_cidr}]]}},
@@ -311,7 +321,7 @@ fn conflist(cni: Cni, pod_cidr: &str) -> Value {
         Cni::Flannel => json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [
             {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
             portmap]}),
-    }
+    })
 }
 
 impl Drop for Node {

@@ -101,11 +101,16 @@ pub fn metrics_server() -> Result<PathBuf> {
 
 /// Builds all of the above that is missing.
 pub fn build_all() -> Result<()> {
-    cnitool()?;
-    build_for(&Options { cni: Cni::Flannel, kube_proxy: true, ..Options::default() })?;
+    build_for_tests()?;
     konnectivity_dir()?;
     metrics_server()?;
     Ok(())
+}
+
+/// Builds what the tests use and is missing, so that none of them has to.
+pub fn build_for_tests() -> Result<()> {
+    cnitool()?;
+    build_for(&Options { cni: Cni::Flannel, kube_proxy: true, ..Options::default() })
 }
 
 /// Builds what a cluster like this needs and is missing.
@@ -117,10 +122,13 @@ pub fn build_for(options: &Options) -> Result<()> {
     if options.kube_proxy {
         kube_proxy()?;
     }
+    if options.cni.wants_flanneld() {
+        flanneld()?;
+    }
     match options.cni {
-        Cni::Ours => drop(ours()?),
+        Cni::Ours | Cni::OursOnFlannel => drop(ours()?),
+        Cni::Flannel => drop(flannel_cni_dir()?),
         Cni::Bridge => {}
-        Cni::Flannel => drop((flannel_cni_dir()?, flanneld()?)),
     }
     Ok(())
 }

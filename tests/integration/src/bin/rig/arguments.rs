@@ -8,6 +8,7 @@ use integration::topology::Options;
 #[derive(Debug)]
 pub enum Request {
     Build,
+    BuildForTests,
     Demo,
     Up(Options),
     Down,
@@ -29,7 +30,10 @@ pub fn parse(words: &[String]) -> Result<Option<(String, Request)>> {
     let name = take_name(&mut words, passes_on)?.unwrap_or_else(|| "default".to_owned());
     let request = match verb.as_str() {
         "help" | "-h" | "--help" => return Ok(None),
-        "build" => none_left(&words).map(|()| Request::Build)?,
+        "build" => match flag(&mut words, "--tests") {
+            true => none_left(&words).map(|()| Request::BuildForTests)?,
+            false => none_left(&words).map(|()| Request::Build)?,
+        },
         "demo" => none_left(&words).map(|()| Request::Demo)?,
         "up" => Request::Up(options(&words)?),
         "down" => match flag(&mut words, "--all") {

@@ -19,11 +19,11 @@ use std::time::Instant;
 const USAGE: &str = "\
 usage: rig COMMAND [--name RIG]
   demo                        a minute's show: pods keep their addresses, with the cloud away too
-  build                       build every program that is missing (10 to 15 minutes when all are)
+  build [--tests]             build every program that is missing (10 to 15 minutes when all are); or what tests use
   up [--nodes N]              a cluster of node1 ... nodeN (2), control plane in the cloud
      [--site A:node1,node2]   these nodes share one LAN behind one uplink; others have a site each
      [--nat node2,node3]      their sites are behind a NAT   [--same-address] and use the same addresses
-     [--cni ours|bridge|flannel]   [--kube-proxy]
+     [--cni ours|bridge|flannel|ours-on-flannel]   [--kube-proxy]
      [--wan delay=50ms,loss=1%,rate=20mbit]   what the uplinks are like
      [--disk-images]          so that `reboot --power-cut` can lose what was not synced
   down [--all]                remove it; with --all every rig, and whatever one left behind
@@ -56,9 +56,10 @@ fn run(words: &[String]) -> Result<u8> {
     let load = || Cluster::load(&name);
     match request {
         Request::Build => tools::build_all()?,
+        Request::BuildForTests => tools::build_for_tests()?,
         Request::Demo => demo::run()?,
         Request::Up(options) => up(&name, options)?,
-        Request::Down => load()?.down()?,
+        Request::Down => Cluster::down_named(&name)?,
         Request::DownAll => down_all()?,
         Request::Cut(what) => load()?.cut(&what)?,
         Request::Heal(what) => load()?.heal(what.as_deref())?,
@@ -115,12 +116,8 @@ fn up(name: &str, options: integration::topology::Options) -> Result<()> {
 /// Every rig that has a record, then what is left of those that have none.
 fn down_all() -> Result<()> {
     let rigs = rigs_dir();
-    for name in
-        fs::read_dir(&rigs).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok())
-    {
-        if let Err(error) = Cluster::load(&name).and_then(Cluster::down) {
-            eprintln!("rig: {name}: {error:#}; what is left of it is removed now");
-        }
+    for rig in fs::read_dir(&rigs).into_iter().flatten().flatten() {
+        Cluster::down_named(&rig.file_name().to_string_lossy())?;
     }
     sweep(RIGS)?;
     if rigs.exists() {
