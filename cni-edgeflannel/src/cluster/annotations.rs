@@ -123,8 +123,8 @@ pub enum Claim {
     Silent,
 }
 
-/// Reads what another node says about itself. Only families with a network of ours are read, and a subnet must
-/// lie in that network.
+/// Reads what another node says about itself, in the families that the cluster has a network of. Whether its
+/// subnet is its to claim is settled elsewhere (`overlay::claims`).
 #[must_use]
 pub fn read_peer(keys: &Keys, node: &Node, networks: &PerFamily<IpNetwork>) -> Claim {
     match keys.read(node, "kube-subnet-manager") {
@@ -138,8 +138,8 @@ pub fn read_peer(keys: &Keys, node: &Node, networks: &PerFamily<IpNetwork>) -> C
         None => return Claim::Silent,
     }
     let (mut ends, mut unclear) = (PerFamily::default(), PerFamily::default());
-    for (family, network) in networks.iter() {
-        match read_end(keys, node, family, *network) {
+    for (family, _) in networks.iter() {
+        match read_end(keys, node, family) {
             Ok(end) => *ends.slot(family) = end,
             Err(why) => *unclear.slot(family) = Some(why),
         }
@@ -148,14 +148,11 @@ pub fn read_peer(keys: &Keys, node: &Node, networks: &PerFamily<IpNetwork>) -> C
 }
 
 /// `Ok(None)`: the node has no subnet of this family, so there is nothing to reach.
-fn read_end(keys: &Keys, node: &Node, family: Family, network: IpNetwork) -> Result<Option<PeerEnd>, String> {
+fn read_end(keys: &Keys, node: &Node, family: Family) -> Result<Option<PeerEnd>, String> {
     let subnets = pod_cidrs(node)?;
     let Some(subnet) = subnets.get(family).copied() else {
         return if subnets.is_empty() { Err("it has no podCIDR yet".into()) } else { Ok(None) };
     };
-    if !contains(network, subnet) {
-        return Err(format!("its podCIDR {subnet} is not in {network}"));
-    }
     let read =
         |name: &str| keys.read(node, name).ok_or_else(|| format!("it has no annotation {}", keys.key(name)));
     let name = Keys::public_ip(family);
@@ -191,8 +188,7 @@ fn address(text: &str, family: Family) -> Option<IpAddr> {
 }
 
 /// Whether all of `inner` lies in `outer`.
-#[must_use]
-pub fn contains(outer: IpNetwork, inner: IpNetwork) -> bool {
+fn contains(outer: IpNetwork, inner: IpNetwork) -> bool {
     outer.prefix() <= inner.prefix() && outer.is_ipv4() == inner.is_ipv4() && outer.contains(inner.network())
 }
 

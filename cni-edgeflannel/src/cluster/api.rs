@@ -73,8 +73,8 @@ fn client(config: Config) -> Result<Client, kube::Error> {
     tcp.set_keepalive_retries(Some(times));
     tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let tls = config.rustls_https_connector_with_connector(tcp)?;
-    // A request now and then: no idle connection is worth its memory.
-    let http = legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build::<_, Body>(tls);
+    // One is kept, for the next page of a list; it goes with the client.
+    let http = legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build::<_, Body>(tls);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)

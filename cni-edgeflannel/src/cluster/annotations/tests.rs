@@ -125,7 +125,6 @@ fn what_a_known_peer_says_is_gone_and_what_is_only_unclear() {
     }
     unclear_v4(without(dual(), "public-ip"));
     unclear_v4(without(dual(), "backend-data"));
-    unclear_v4(Node { pod_cidrs: vec!["10.9.0.0/24".into(), "fd00:10:244:2::/64".into()], ..dual() });
 
     // It has subnets, none of them IPv6: that family is gone. No subnet at all: it is not known yet.
     let (ends, unclear) = read(&Node { pod_cidrs: vec!["10.244.2.0/24".into()], ..dual() });

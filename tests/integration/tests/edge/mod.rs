@@ -72,10 +72,11 @@ impl World {
     pub fn plug(&self, node: &Node) {
         self.attach(&node.host, &format!("p{}", node.index), "eth0");
         let address = node.address();
-        let v6 = format!("fd00:1::{}", 10 + node.index);
+        let (index, v6) = (node.index, format!("fd00:1::{}", 10 + node.index));
         node.host
             .sh(&format!(
-                "ip addr add {address}/24 dev eth0; ip route add default via 10.10.0.1; \
+                // A machine's card keeps its address over a reboot, so that nobody's ARP cache is wrong.
+                "ip link set eth0 address 0a:00:00:00:00:{index:02x}; ip addr add {address}/24 dev eth0; ip route add default via 10.10.0.1; \
                  ip addr add {v6}/64 dev eth0 nodad; ip -6 route add default via fd00:1::1"
             ))
             .unwrap();
@@ -193,7 +194,7 @@ pub fn peer(name: &str, index: u8) -> Value {
 pub struct Node {
     pub host: Host,
     pub index: u8,
-    log: PathBuf,
+    pub log: PathBuf,
     pub daemon: Option<Daemon>,
 }
 
