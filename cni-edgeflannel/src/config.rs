@@ -15,6 +15,8 @@ use std::path::PathBuf;
 pub const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Where flannel's CNI plugin keeps the configuration of each container's delegate.
 const FLANNEL_DATA_DIR: &str = "/var/lib/cni/flannel";
+/// Where the daemon keeps the node's record.
+const STATE_DIR: &str = "/var/lib/edgeflannel";
 /// IPAM unless told otherwise.
 const IPAM: &str = "ipam-sticky";
 /// Plugins that cannot do without ranges; others (`static`, `dhcp`) have their own source of addresses.
@@ -52,6 +54,8 @@ pub struct Config {
     pub ipam: Ipam,
     /// flannel's notes about containers made before a migration.
     pub flannel_data_dir: PathBuf,
+    /// The node's record, from which the overlay comes back.
+    pub state_dir: PathBuf,
 }
 
 /// What happens to a gateway address on the bridge that belongs to another subnet.
@@ -89,6 +93,7 @@ pub enum Ranges {
 #[serde(default, rename_all = "camelCase")]
 struct Written {
     subnet_file: String,
+    state_dir: String,
     data_dir: String,
     delegate: Option<Options>,
     ipam: Map<String, Value>,
@@ -214,6 +219,7 @@ impl Config {
             dns: dns.map(WrittenDns::used).filter(|dns| *dns != Dns::default()),
             ipam: choose_ipam(ipam, at_top, &written.subnet_file, from_flannel, &written.runtime_config),
             flannel_data_dir: PathBuf::from(first(&[&written.data_dir, FLANNEL_DATA_DIR])),
+            state_dir: PathBuf::from(first(&[&written.state_dir, STATE_DIR])),
         })
     }
 
@@ -371,6 +377,7 @@ mod tests {
         assert!(config.hairpin && config.gateway && config.default_route);
         assert_eq!(config.ipam.ranges, Ranges::SubnetFile("/x/subnet.env".into()));
         assert_eq!(config.flannel_data_dir, PathBuf::from("/y"));
+        assert_eq!(config.state_dir, PathBuf::from(STATE_DIR));
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub fn wanted(network: &NetworkName, subnets: &[IpNetwork], networks: &[IpNetwor
         for net in inside {
             rules.push(rule(&[Match::From(*pods), Match::To(net)], Verdict::Return));
         }
-        rules.push(rule(&[Match::From(*pods)], Verdict::Masquerade));
+        rules.push(rule(&[Match::From(*pods)], Verdict::Masquerade { fully_random: true }));
     }
     Chain { name: chain_name(network), hook: Hook::SourceNat, rules }
 }

@@ -5,7 +5,10 @@
 //! front: "add route 0.0.0.0/0 via 10.244.1.1: File exists". The kernel answers while it takes the request,
 //! so requests are sent one after another: several in flight are slower (measured).
 
+pub mod ethtool;
+mod machine;
 mod message;
+pub mod vxlan;
 
 use crate::mac::Mac;
 use cni::Route;
@@ -51,6 +54,12 @@ impl Error {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         matches!(self.errno(), libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
+    }
+
+    /// The kernel does without this address family.
+    #[must_use]
+    pub fn knows_no_family(&self) -> bool {
+        matches!(self.errno(), libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
     }
 
     /// What was to be made is there already.
@@ -319,7 +328,7 @@ impl Netlink {
         let message = message.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![family])).build();
         match self.set(message.clone(), || format!("set up bridge port {index}")).await {
             // A kernel without IPv6 knows no such family.
-            Err(e) if matches!(e.errno(), libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {
+            Err(e) if e.knows_no_family() => {
                 let mut message = message;
                 message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::AfSpecUnspec(_)));
                 self.set(message, || format!("set up bridge port {index}")).await

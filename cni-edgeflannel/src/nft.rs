@@ -11,6 +11,9 @@
 //! are the wanted ones, without decoding expressions: nothing can change a rule and keep its comment.
 
 mod message;
+pub mod others;
+
+pub(crate) use message::{Buffer, attributes, errno, messages};
 
 use ipnetwork::IpNetwork;
 use message::Answer;
@@ -37,6 +40,8 @@ pub struct Chain {
 pub enum Hook {
     /// `type nat hook postrouting priority srcnat`
     SourceNat,
+    /// `type filter hook forward priority filter`
+    Forward,
 }
 
 /// Matches, all of which must hold, and what then happens.
@@ -55,8 +60,12 @@ pub enum Match {
     Mark(u32),
     /// The sender is in this network.
     From(IpNetwork),
+    /// The packet is of this network's family and its sender is not in it.
+    NotFrom(IpNetwork),
     /// The receiver is in this network.
     To(IpNetwork),
+    /// The packet is of this network's family and its receiver is not in it.
+    NotTo(IpNetwork),
 }
 
 /// A consequence.
@@ -64,8 +73,13 @@ pub enum Match {
 pub enum Verdict {
     /// Leave the chain.
     Return,
-    /// Put this node's address in the place of the sender's, with a random port.
-    Masquerade,
+    /// Let it pass, as far as this chain is asked.
+    Accept,
+    /// Put this node's address in the place of the sender's.
+    Masquerade {
+        /// With a random port, so that two senders do not race for one (kubernetes#62628).
+        fully_random: bool,
+    },
 }
 
 /// The rule in nft's own words: also its comment.
@@ -75,13 +89,36 @@ impl fmt::Display for Rule {
             match condition {
                 Match::Mark(bits) => write!(f, "meta mark & {bits:#x} == {bits:#x} ")?,
                 Match::From(net) => write!(f, "{} saddr {net} ", ip(net))?,
+                Match::NotFrom(net) => write!(f, "{} saddr != {net} ", ip(net))?,
                 Match::To(net) => write!(f, "{} daddr {net} ", ip(net))?,
+                Match::NotTo(net) => write!(f, "{} daddr != {net} ", ip(net))?,
             }
         }
         f.write_str(match self.verdict {
             Verdict::Return => "return",
-            Verdict::Masquerade => "masquerade fully-random",
+            Verdict::Accept => "accept",
+            Verdict::Masquerade { fully_random: true } => "masquerade fully-random",
+            Verdict::Masquerade { fully_random: false } => "masquerade",
         })
+    }
+}
+
+impl Rule {
+    /// The text as far as it fits into a comment: 128 bytes with the closing zero are what nft shows.
+    #[must_use]
+    pub fn comment(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(127);
+        text
+    }
+}
+
+impl Hook {
+    /// A chain hangs here, and accepts what reaches its end.
+    #[must_use]
+    pub fn has(self, chain: &others::BaseChain) -> bool {
+        let (hook, priority, _) = message::place(self);
+        chain.hook == hook && chain.priority == priority.cast_signed() && !chain.drops
     }
 }
 

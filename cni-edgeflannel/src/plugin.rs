@@ -1,9 +1,10 @@
 //! The CNI verbs of edgeflannel: which part does what, in which order.
 
 use crate::{
-    config::{Config, Log},
+    config::{Config, Log, Ranges},
     ipam,
     netns::Netns,
+    overlay::restore::{self, Restored},
     pod::{
         check::{self, Drift, Expected},
         kernel::{self, Kernel},
@@ -36,6 +37,7 @@ impl Plugin for Edgeflannel {
     fn add(&self, call: &Call, at: &Attachment, netns: &Path) -> Result<Success, Error> {
         start_log(call)?;
         let config = Config::new(&call.conf, Some(at))?;
+        restore_overlay(&config);
         let subnet = ipam::node_subnet(&config)?;
         let ipam = Ipam::find(call, &config, subnet.as_ref())?;
         let of = Subject { network: &call.conf.name, at: &at.id, netns };
@@ -118,6 +120,8 @@ impl Plugin for Edgeflannel {
     fn status(&self, call: &Call) -> Result<(), Error> {
         start_log(call)?;
         let config = Config::new(&call.conf, None)?;
+        // A runtime that asks first and is told "not available" never comes with the ADD that would restore it.
+        restore_overlay(&config);
         let subnet =
             ipam::node_subnet(&config).map_err(|e| Error::not_available(e.msg).with_details(e.details))?;
         let bridge = config.bridge.as_str();
@@ -141,6 +145,30 @@ async fn wire(
     let steps = plan::steps(&wanted, &seen).map_err(cannot)?;
     kernel.carry_out(&steps, &wanted).await.map_err(refused)?;
     Ok(wanted.result)
+}
+
+/// Brings the node's overlay back from its record when it is not up, which is so for the first pod after a reboot.
+/// A pod is wired to its node also when that fails: the next pod, or the daemon, tries again.
+fn restore_overlay(config: &Config) {
+    let run_dir = Path::new(restore::RUN_DIR);
+    let subnet_known = || match &config.ipam.ranges {
+        Ranges::SubnetFile(file) => file.exists(),
+        Ranges::Inline(_) => true,
+    };
+    if restore::is_up(run_dir, subnet_known) {
+        return;
+    }
+    let restored = run(async { Ok(restore::restore(&config.state_dir, run_dir, subnet_known).await) });
+    match restored {
+        Ok(Ok(Restored::OtherHost(name))) => warn!(
+            "the node record in {} was written on {name}, and this host is {}: the overlay is not restored from it",
+            config.state_dir.display(),
+            restore::host_name()
+        ),
+        Ok(Ok(_)) => {}
+        Ok(Err(e)) => warn!("the overlay is not restored: {e}"),
+        Err(e) => warn!("the overlay is not restored: {e}"),
+    }
 }
 
 /// The IPAM plugin, and what it is told.

@@ -4,7 +4,12 @@
 //! unknown keys ignored. The file lives in /run, so after a reboot it is missing until somebody writes it.
 
 use ipnetwork::IpNetwork;
-use std::{fmt, fs, io, path::Path};
+use std::{
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    process,
+};
 
 /// What the node knows about its part of the cluster's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +22,34 @@ pub struct SubnetEnv {
     pub mtu: u32,
     /// flannel masquerades itself, so the plugin need not.
     pub ip_masq: bool,
+}
+
+/// As flanneld writes it (`flannel/pkg/subnet/subnet.go`, `WriteSubnetFile`): FLANNEL_SUBNET is the first usable
+/// address, which the bridge gets.
+impl fmt::Display for SubnetEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for v4 in [true, false] {
+            let of = |list: &[IpNetwork]| {
+                list.iter().filter(|net| net.is_ipv4() == v4).copied().collect::<Vec<_>>()
+            };
+            let infix = if v4 { "" } else { "IPV6_" };
+            let networks: Vec<String> = of(&self.networks).iter().map(ToString::to_string).collect();
+            if !networks.is_empty() {
+                writeln!(f, "FLANNEL_{infix}NETWORK={}", networks.join(","))?;
+            }
+            for subnet in of(&self.subnets) {
+                writeln!(f, "FLANNEL_{infix}SUBNET={}/{}", gateway(subnet), subnet.prefix())?;
+            }
+        }
+        writeln!(f, "FLANNEL_MTU={}\nFLANNEL_IPMASQ={}", self.mtu, self.ip_masq)
+    }
+}
+
+fn gateway(subnet: IpNetwork) -> IpAddr {
+    match subnet.network() {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits().wrapping_add(1)).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits().wrapping_add(1)).into(),
+    }
 }
 
 /// Why the file cannot be used.
@@ -53,6 +86,21 @@ pub fn read(path: &Path) -> Result<SubnetEnv, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::Missing),
         Err(e) => Err(Error::Unreadable(e)),
     }
+}
+
+/// Writes the file, in one step: a pod that is made meanwhile reads the old or the new one, never half of it. Not
+/// synced, since /run does not outlive the machine.
+///
+/// # Errors
+/// When the directory refuses.
+pub fn write(path: &Path, text: &str) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir)?;
+    // A name of its own for each writer: the daemon and a plugin may both be at it.
+    let new = dir.join(format!(".subnet.env.{}", process::id()));
+    fs::write(&new, text).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
 }
 
 /// Reads the text of the file; every mistake is reported.
@@ -144,6 +192,7 @@ mod tests {
         assert_eq!(env.networks, nets(&["10.244.0.0/16", "fd00:10:244::/56"]));
         assert_eq!(env.subnets, nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]));
         assert_eq!((env.mtu, env.ip_masq), (1450, true));
+        assert_eq!(env.to_string(), DUAL);
     }
 
     #[test]
@@ -177,6 +226,16 @@ mod tests {
         assert_eq!(mistakes.len(), 4, "{mistakes:?}");
         let two = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.1.1/24,10.1.2.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=1";
         assert!(matches!(parse(two), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/flannel/subnet.env");
+        write(&path, DUAL).unwrap();
+        write(&path, &DUAL.replace("1450", "1400")).unwrap();
+        assert_eq!(read(&path).unwrap().mtu, 1400);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]
