@@ -95,7 +95,7 @@ impl World {
         let mut api = ControlPlane::new(self.dir.path(), daemons);
         let sites = topology::plan(&Options { nodes, ..Options::default() }).unwrap();
         api.make_certificates(&sites).unwrap();
-        api.start_api(&self.cloud).unwrap();
+        api.start_api(&self.cloud, None).unwrap();
         self.api = Some(api);
         self.wait_api();
         self.apply_file("rbac/edgeflanneld-kubelet.yaml");
