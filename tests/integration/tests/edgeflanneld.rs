@@ -428,6 +428,28 @@ fn the_interface_below_comes_and_goes() {
 }
 
 #[test]
+fn another_network_after_a_restart() {
+    let (_world, _fake, mut node) = joined(&[2]);
+    node.stop();
+    node.net_conf(
+        &json!({"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "VNI": 4096, "Port": 8473}}),
+    );
+    node.start_fake();
+    node.wait_ready();
+    let links = node.sh("ip -d -o link show type vxlan");
+    assert!(
+        links.contains("flannel.4096") && links.contains("dstport 8473") && !links.contains("flannel.1:"),
+        "{links}"
+    );
+    // net-conf.json is kept in the record: it may be missing later.
+    node.stop();
+    node.sh("rm /etc/kube-flannel/net-conf.json; ip link del flannel.4096");
+    node.start_fake();
+    node.wait_ready();
+    assert!(node.sh("ip route").contains("10.244.2.0/24 via 10.244.2.0 dev flannel.4096 onlink"));
+}
+
+#[test]
 fn our_pod_cidr_changes() {
     let (_world, fake, node) = joined(&[2]);
     let mut own = cluster(&[]).remove(0);
