@@ -3,7 +3,23 @@
 //! /proc/sys/net shows the network namespace of the calling thread, so a pod's settings are written from
 //! inside its namespace (see `netns`).
 
-use std::{fmt, fs, io, path::PathBuf};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+/// Where a pod has the host's /proc/sys/net: its own is read-only unless it is privileged.
+const HOSTS: &str = "/host/proc/sys";
+
+/// The file of a setting.
+#[must_use]
+pub fn file(key: &str) -> PathBuf {
+    static ROOT: OnceLock<&str> = OnceLock::new();
+    let hosts_is_there = || Path::new(HOSTS).join("net/ipv4/ip_forward").exists();
+    let root = ROOT.get_or_init(|| if hosts_is_there() { HOSTS } else { "/proc/sys" });
+    Path::new(root).join(key)
+}
 
 /// A setting and the value it shall have.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +44,7 @@ impl Sysctl {
     }
 
     fn path(&self) -> PathBuf {
-        PathBuf::from("/proc/sys").join(&self.key)
+        file(&self.key)
     }
 
     /// Whether it has the value, in this thread's network namespace.

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 
 /// One thread does: a node has better uses for the others.
 fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
     let result = runtime.map_err(|e| format!("start the runtime: {e}"))?;
     let done = result.block_on(work);
     // What hangs on a dead disk or network shall not hold up the exit.

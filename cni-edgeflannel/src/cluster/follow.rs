@@ -366,6 +366,27 @@ mod tests {
         assert_eq!(world.record, before);
     }
 
+    /// flanneld drops such an update, because the other family is as it was (flannel#1788, k3s#9957).
+    #[test]
+    fn only_one_family_changes() {
+        let mut world = World::new();
+        world.record.node.networks.v6 = "fd00:10:244::/56".parse().ok();
+        let mut dual = annotate(node("a", 2), "public-ipv6", Some("fd00:1::2"));
+        dual = annotate(dual, "backend-v6-data", Some(r#"{"VNI":1,"VtepMAC":"02:00:00:00:06:02"}"#));
+        dual.pod_cidrs.push("fd00:10:244:2::/64".into());
+        world.node(dual.clone());
+        let v4 = world.record.peers["a"].ends.v4;
+        assert_eq!(world.node(annotate(dual.clone(), "public-ipv6", Some("fd00:1::99"))), 1);
+        let ends = world.record.peers["a"].ends;
+        assert_eq!((ends.v4, ends.v6.unwrap().public_ip), (v4, "fd00:1::99".parse().unwrap()));
+        // A family that becomes unclear does not hold the other one up.
+        let broken = annotate(dual, "backend-v6-data", Some("null"));
+        assert_eq!(world.node(annotate(broken, "public-ip", Some("192.168.0.77"))), 1);
+        let ends = world.record.peers["a"].ends;
+        assert_eq!(ends.v4.unwrap().public_ip, "192.168.0.77".parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(ends.v6.unwrap().public_ip, "fd00:1::99".parse::<std::net::IpAddr>().unwrap());
+    }
+
     #[test]
     fn claims_of_one_list_are_equally_old() {
         let mut world = World::new();

@@ -22,7 +22,7 @@ use crate::{
     },
     flags::Flags,
     overlay::{
-        Conflict, Desired, Kind, OnLink, Step, desired,
+        Conflict, Desired, Kind, Step, device_name,
         kernel::{Kernel, foreign_drops},
         reconcile::{Outcome, find_underlay, reconcile},
         restore::{Mark, restore_from},
@@ -217,7 +217,7 @@ impl Keeper {
                 if !was_up && outcome.is_settled() && self.is_whole(&outcome) {
                     self.board.restored();
                 }
-                self.conclude(&outcome, Instant::now());
+                self.conclude(outcome, Instant::now());
             }
             Err(e) => self.failed(&format!("restore the overlay: {e}"), Instant::now()),
         }
@@ -283,9 +283,23 @@ impl Keeper {
             );
         }
         let before = self.changes.node;
+        let vni = self.record.node.backend.vni;
+        if vni != node.backend.vni && !self.record.node.subnets.is_empty() {
+            self.forget_devices(vni).await;
+        }
         self.record.put_node(node, &mut self.changes);
         if self.changes.node && !before {
             self.due.changed.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// net-conf.json has another VNI than last time: the devices of the old one lead nowhere.
+    async fn forget_devices(&mut self, vni: u32) {
+        let names = Family::ALL.map(|family| device_name(family, vni));
+        log::warn!("the VXLAN's number is no longer {vni}; removing {}", names.join(" and "));
+        let steps = names.map(|name| Step::DeleteDevice { name, index: 0 });
+        for failure in self.kernel.carry_out(&steps, &self.record.node).await {
+            self.report(failure.error.to_string());
         }
     }
 
@@ -467,7 +481,7 @@ impl Keeper {
                     log::warn!("put right: {}{more}", shown.join(", "));
                 }
                 self.due.again = again;
-                self.conclude(&outcome, started);
+                self.conclude(outcome, started);
             }
             Err(e) => self.failed(&format!("compare the kernel with the record: {e}"), started),
         }
@@ -477,10 +491,10 @@ impl Keeper {
     }
 
     /// Takes in what a reconcile came to.
-    fn conclude(&mut self, outcome: &Outcome, started: Instant) {
-        self.wanted = desired(&self.record, self.underlay.as_ref(), &OnLink::default());
+    fn conclude(&mut self, mut outcome: Outcome, started: Instant) {
+        self.wanted = std::mem::take(&mut outcome.wanted);
         self.indexes = outcome.indexes;
-        let whole = self.is_whole(outcome);
+        let whole = self.is_whole(&outcome);
         self.settled = outcome.is_settled() && whole;
         self.report_conflicts(&outcome.conflicts);
         if self.settled && !self.mark.holds() {
@@ -556,8 +570,8 @@ impl Keeper {
 
     /// Writes what changed. When the disk refuses, memory must do; the store remembers what it owes.
     fn save(&mut self) {
-        // A node without a subnet has nothing to come back to.
-        if self.changes.is_empty() || self.record.node.subnets.is_empty() {
+        // A node without a subnet has nothing to come back to, and half of the peers are not to come back to.
+        if self.changes.is_empty() || !self.may_act() {
             return;
         }
         let changes = std::mem::take(&mut self.changes);
@@ -617,11 +631,62 @@ fn load(store: &mut RecordStore, given: Option<&str>, host_name: &str) -> Result
         None => Ok((record, true)),
         Some(name) => {
             let why = format!("it is of node {}, and this is {name}: a cloned disk?", record.node.node_name);
-            match store.set_aside(&why) {
-                Ok(place) => log::warn!("the node record is set aside ({place:?}): {why}"),
+            match store.set_aside(&record.node.node_name) {
+                Ok(place) => log::warn!("the node record is now {}: {why}", place.display()),
                 Err(e) => log::warn!("the node record is not used ({why}), and cannot be set aside: {e}"),
             }
             Ok((Record::default(), false))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redb::{Database, TableDefinition};
+
+    fn saved(dir: &Path, node: &str) -> RecordStore {
+        let mut record = Record::default();
+        node.clone_into(&mut record.node.node_name);
+        let changes = Changes { node: true, ..Changes::default() };
+        RecordStore::new(dir).save(&record, &changes).unwrap();
+        RecordStore::new(dir)
+    }
+
+    #[test]
+    fn the_record_of_this_node_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = RecordStore::new(dir.path());
+        assert_eq!(load(&mut store, None, "edge-1").unwrap(), (Record::default(), false));
+        let mut store = saved(dir.path(), "edge-1");
+        let (record, knows_peers) = load(&mut store, None, "Edge-1").unwrap();
+        assert!(record.node.node_name == "edge-1" && knows_peers);
+        // Nobody has set the host name yet: the record knows who this is.
+        assert!(load(&mut store, None, "localhost").unwrap().1);
+        // The name is given, whatever the host is called.
+        assert!(load(&mut store, Some("edge-1"), "other").unwrap().1);
+        assert_eq!(load(&mut store, Some("edge-2"), "edge-1").unwrap(), (Record::default(), false));
+        assert!(!store.path().exists(), "set aside");
+        let names: Vec<String> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        assert!(names.iter().any(|name| name.starts_with("node.redb.edge-1")), "{names:?}");
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = saved(dir.path(), "edge-1");
+        let database = Database::open(store.path()).unwrap();
+        let writing = database.begin_write().unwrap();
+        let meta: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
+        writing.open_table(meta).unwrap().insert("schema", 4_000_000).unwrap();
+        writing.commit().unwrap();
+        drop(database);
+        let before = fs::read(store.path()).unwrap();
+        let refused = load(&mut store, None, "edge-1").unwrap_err();
+        assert!(refused.contains("schema 4000000"), "{refused}");
+        assert_eq!(fs::read(store.path()).unwrap(), before);
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     nft::Nft,
     record::{Family, NodeRecord, PerFamily},
     subnet_env,
-    sysctl::Sysctl,
+    sysctl::{self, Sysctl},
     underlay::Machine,
 };
 use ipnetwork::IpNetwork;
@@ -258,7 +258,7 @@ fn tx_checksum(index: u32) -> Option<bool> {
 
 fn sysctls(desired: &Desired) -> BTreeMap<String, String> {
     let keys = desired.sysctls.iter().map(|sysctl| &sysctl.key).chain(&desired.accept_ra);
-    let read = |key: &String| fs::read_to_string(Path::new("/proc/sys").join(key)).ok();
+    let read = |key: &String| fs::read_to_string(sysctl::file(key)).ok();
     keys.filter_map(|key| Some((key.clone(), read(key)?.trim().to_owned()))).collect()
 }
 

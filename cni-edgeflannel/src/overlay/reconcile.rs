@@ -27,6 +27,8 @@ pub struct Outcome {
     pub conflicts: Vec<Conflict>,
     /// Our devices, as they were seen last.
     pub indexes: PerFamily<u32>,
+    /// What should be, to compare later events with.
+    pub wanted: Desired,
 }
 
 impl Outcome {
@@ -75,6 +77,7 @@ pub async fn reconcile(
         outcome.conflicts.clone_from(&wanted.conflicts);
         outcome.indexes = seen.devices.map(|_, device| device.link.index);
         let steps = plan(&wanted, &seen);
+        outcome.wanted = wanted;
         if steps.is_empty() {
             outcome.failures.clear();
             outcome.held_back.clear();

@@ -68,8 +68,10 @@ pub fn run(spec_json: &str) -> Result<()> {
         // Taken after joining: the new namespace's root is the cgroup we are in.
         flags |= CloneFlags::CLONE_NEWCGROUP;
     }
+    // Asked for now: in the new mount namespace the kernel may show another path.
+    let rig = std::env::current_exe()?;
     unshare(flags).context("cannot make namespaces: the rig needs root")?;
-    let mut init = Command::new(std::env::current_exe()?)
+    let mut init = Command::new(rig)
         .args(["host-init", spec_json])
         .stdout(Stdio::piped())
         .spawn()

@@ -428,6 +428,28 @@ fn the_interface_below_comes_and_goes() {
 }
 
 #[test]
+fn another_network_after_a_restart() {
+    let (_world, _fake, mut node) = joined(&[2]);
+    node.stop();
+    node.net_conf(
+        &json!({"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "VNI": 4096, "Port": 8473}}),
+    );
+    node.start_fake();
+    node.wait_ready();
+    let links = node.sh("ip -d -o link show type vxlan");
+    assert!(
+        links.contains("flannel.4096") && links.contains("dstport 8473") && !links.contains("flannel.1:"),
+        "{links}"
+    );
+    // net-conf.json is kept in the record: it may be missing later.
+    node.stop();
+    node.sh("rm /etc/kube-flannel/net-conf.json; ip link del flannel.4096");
+    node.start_fake();
+    node.wait_ready();
+    assert!(node.sh("ip route").contains("10.244.2.0/24 via 10.244.2.0 dev flannel.4096 onlink"));
+}
+
+#[test]
 fn our_pod_cidr_changes() {
     let (_world, fake, node) = joined(&[2]);
     let mut own = cluster(&[]).remove(0);
@@ -569,6 +591,36 @@ fn restore_status_and_remove() {
     assert!(node.sh("ip addr show cni0").contains("10.244.1.1/24"));
     assert_eq!(command(&node, &["restore"]).status.code(), Some(1), "there is no record any more");
     assert_eq!(command(&node, &["remove"]).status.code(), Some(0), "twice is fine");
+}
+
+/// As the DaemonSet's container: one capability, a read-only /proc/sys with the host's beside it.
+#[test]
+fn with_no_more_than_the_manifests_grant() {
+    let world = World::new();
+    let fake = Fake::start(&world.cloud);
+    fake.nodes(cluster(&[2]));
+    let mut node = world.node(1);
+    node.sh("sysctl -qw net.ipv4.ip_forward=0; mkdir -p /run/host; touch /run/x");
+    let container = "mkdir -p /run/root && mount -t tmpfs none /run/root && mkdir -p /run/root/host && \
+        mount --bind /run/root /mnt && mkdir -p /mnt/host/proc/sys/net && mount --bind /proc/sys/net /mnt/host/proc/sys/net && \
+        for dir in usr lib lib64 bin etc var run proc root tmp; do [ -e /$dir ] && mkdir -p /mnt/$dir && mount --rbind /$dir /mnt/$dir; done; \
+        mount --bind /proc/sys /mnt/proc/sys && mount -o remount,bind,ro /mnt/proc/sys && \
+        exec chroot /mnt setpriv --bounding-set=-all,+net_admin --inh-caps=-all,+net_admin \"$@\"";
+    let ours = integration::tools::ours().unwrap().join("edgeflanneld");
+    let mut command = node.host.command("unshare").unwrap();
+    command.args(["-m", "sh", "-c", container, "_"]).arg(ours);
+    command.args([
+        "--kube-api-url=http://10.10.0.2:8080",
+        "--healthz-port=8081",
+        "--ip-masq",
+        "--log-level=debug",
+    ]);
+    node.daemon = Some(node.host.spawn(&mut command, &node.log).unwrap());
+    node.wait_ready();
+    assert!(node.routes_exactly(&[2]));
+    assert_eq!(node.sh("sysctl -n net.ipv4.ip_forward").trim(), "1");
+    let capabilities = node.sh("grep CapEff /proc/$(cat /var/lib/edgeflannel/daemon.lock)/status");
+    assert!(capabilities.trim().ends_with("0000000000001000"), "{capabilities}");
 }
 
 #[test]

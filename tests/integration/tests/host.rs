@@ -3,7 +3,9 @@
 use integration::exec::wait_until;
 use integration::host::Host;
 use integration::proc::Namespaces;
+use integration::sweep::sweep_killed_tests;
 use integration::{leaks, link, proc, tools};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
@@ -105,6 +107,11 @@ fn a_killed_maker_takes_its_hosts_with_it() {
     maker.wait().unwrap();
 
     wait_until("the host's end", Duration::from_secs(10), || namespaces.inhabitants().is_empty()).unwrap();
+    // Its disk folder could not die with it: `rig down --all` sweeps up such.
+    sweep_killed_tests().unwrap();
+    let folder = format!("edgeflannel-{}-", maker.id());
+    let left = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+    assert!(left.into_iter().all(|entry| !entry.file_name().to_string_lossy().starts_with(&folder)));
 }
 
 /// The check that guards all other tests must itself be able to fail.
@@ -114,7 +121,7 @@ fn a_leak_is_seen() {
     let mut host = Host::new("leaky").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let pin = dir.path().join("pin");
-    std::fs::write(&pin, "").unwrap();
+    fs::write(&pin, "").unwrap();
     let mount = Command::new("mount")
         .args(["--bind", &format!("/proc/{}/ns/net", host.init_pid().unwrap())])
         .arg(&pin)

@@ -239,7 +239,10 @@ impl Node {
     }
 
     pub fn kill(&mut self) {
-        self.daemon.take().unwrap().kill().unwrap();
+        let mut daemon = self.daemon.take().unwrap();
+        // However early that is: there must be somebody to kill.
+        wait_until("the daemon to be started", 10 * SECOND, || !daemon.process().children().is_empty()).unwrap();
+        daemon.kill().unwrap();
     }
 
     pub fn log(&self) -> String {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use arguments::{Request, parse};
 use integration::cluster::{Cluster, rigs_dir};
 use integration::host::Host;
-use integration::sweep::{RIGS, sweep};
+use integration::sweep::{RIGS, sweep, sweep_killed_tests};
 use integration::{enter, host_init, tools, wan};
 use std::fs;
 use std::io::Read;
@@ -27,7 +27,7 @@ usage: rig COMMAND [--name RIG]
      [--cni ours|bridge|flannel|ours-on-flannel]   [--kube-proxy]
      [--wan delay=50ms,loss=1%,rate=20mbit]   what the uplinks are like
      [--disk-images]          so that `reboot --power-cut` can lose what was not synced
-  down [--all]                remove it; with --all every rig, and whatever one left behind
+  down [--all]                remove it; with --all every rig, and what killed rigs and tests left
   cut NODE|SITE|cloud         silence: packets vanish; a site's LAN stays whole
   heal [NODE|SITE|cloud]      the end of one silence, or of all
   reboot [--power-cut] NODE   power loss: everything gone at once, the disk kept (or only what had reached it)
@@ -121,6 +121,7 @@ fn down_all() -> Result<()> {
         Cluster::down_named(&rig.file_name().to_string_lossy())?;
     }
     sweep(RIGS)?;
+    sweep_killed_tests()?;
     if rigs.exists() {
         fs::remove_dir_all(&rigs).with_context(|| format!("cannot remove {rigs:?}"))?;
     }
