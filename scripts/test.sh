@@ -8,4 +8,6 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh
 EDGEFLANNEL_BIN_DIR=$(scripts/build.sh)
 export EDGEFLANNEL_BIN_DIR
+# Before any test waits for a kubelet, have one.
+scripts/rig build --tests
 cargo test --workspace --locked "$@"
