@@ -1,0 +1,1 @@
+//! HTTP CONNECT as kube-apiserver's EgressSelectorConfiguration speaks it, over mTLS or a unix socket.

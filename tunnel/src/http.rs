@@ -1,0 +1,1 @@
+//! The small HTTP listener for people and probes: /metrics, /healthz, /readyz, /sessions.

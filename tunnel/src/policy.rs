@@ -1,0 +1,2 @@
+//! The agent's last word: which addresses and ports may be dialled on this node (`--allow`), and
+//! the addresses that are refused whatever is allowed. Pure.

@@ -1,0 +1,1 @@
+//! `edge-tunnel server`: listeners, sessions and front ends put together, and the drain.

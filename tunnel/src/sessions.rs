@@ -1,0 +1,1 @@
+//! Who is connected: the registry of agents' sessions, newest wins, with their extra connections.
