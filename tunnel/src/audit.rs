@@ -83,24 +83,24 @@ impl Audit<'_> {
     }
 }
 
-/// `caller=… node=… target=… bytes_in=… bytes_out=… seconds=… end="…"`, one line.
+/// `stream caller=… node=… target=… bytes_in=… bytes_out=… seconds=… end=…`, one line.
 impl fmt::Display for Audit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "stream caller={} node={} target={} bytes_in={} bytes_out={} seconds={:.3} end=\"{}\"",
+            "stream caller={} node={} target={} bytes_in={} bytes_out={} seconds={:.3} end={}",
             Word(self.caller),
             Word(self.node.unwrap_or("-")),
             Word(self.target),
             self.bytes_in,
             self.bytes_out,
             self.duration.as_secs_f64(),
-            self.end,
+            Word(&self.end.to_string()),
         )
     }
 }
 
-/// A value of the line: as it is where it is one plain word, else quoted and escaped.
+/// A value of the line: as it is where it is one plain word, else quoted and escaped, so that a line splits in one way.
 struct Word<'a>(&'a str);
 
 impl fmt::Display for Word<'_> {
@@ -140,14 +140,14 @@ mod tests {
         assert_eq!(
             audit.to_string(),
             "stream caller=kube-apiserver node=node1 target=node1:10250 bytes_in=12 bytes_out=3456 seconds=1.234 \
-             end=\"finished\""
+             end=finished"
         );
         let end = End::Refused(Refusal::new(Reason::UnknownNode, "there is no node \"x\""));
         let audit = Audit { node: None, caller: "CN=evil name=\"x\"\n", end: &end, ..audit };
         assert_eq!(
             audit.to_string(),
             "stream caller=\"CN=evil name=\\\"x\\\"\\n\" node=- target=node1:10250 bytes_in=12 bytes_out=3456 \
-             seconds=1.234 end=\"unknown-node: there is no node \"x\"\""
+             seconds=1.234 end=\"unknown-node: there is no node \\\"x\\\"\""
         );
     }
 
