@@ -6,22 +6,31 @@
 use crate::refusal::Refusal;
 use std::{fmt, time::Duration};
 
-/// Bytes from outside, shown as printable ASCII on one line: everything else as `\n`, `\t`, `\\` or `\xNN`.
+/// Bytes from outside, shown as printable ASCII on one line: everything else as `\n`, `\t` or `\xNN`.
 #[derive(Clone, Copy)]
-pub struct Escaped<'a>(&'a [u8]);
+pub struct Escaped<'a> {
+    bytes: &'a [u8],
+    backslash: bool,
+}
 
 impl<'a> Escaped<'a> {
-    /// Shows these bytes escaped.
+    /// Shows these bytes so that they can be told: a backslash is shown as two.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes)
+        Self { bytes, backslash: true }
+    }
+
+    /// Shows a sentence that may hold escaped bytes already: a backslash stays one, and doing it twice changes nothing.
+    pub fn sentence(text: &'a str) -> Self {
+        Self { bytes: text.as_bytes(), backslash: false }
     }
 }
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for &byte in self.0 {
+        for &byte in self.bytes {
             match byte {
-                b' '..=b'[' | b']'..=b'~' => write!(f, "{}", byte as char)?,
+                b'\\' if self.backslash => f.write_str("\\\\")?,
+                b' '..=b'~' => write!(f, "{}", byte as char)?,
                 _ => write!(f, "{}", std::ascii::escape_default(byte))?,
             }
         }
@@ -109,14 +118,8 @@ impl fmt::Display for Word<'_> {
         if !self.0.is_empty() && self.0.bytes().all(plain) {
             return f.write_str(self.0);
         }
-        f.write_str("\"")?;
-        for piece in self.0.split_inclusive('"') {
-            match piece.strip_suffix('"') {
-                Some(before) => write!(f, "{}\\\"", Escaped(before.as_bytes()))?,
-                None => write!(f, "{}", Escaped(piece.as_bytes()))?,
-            }
-        }
-        f.write_str("\"")
+        let text = Escaped::new(self.0.as_bytes()).to_string();
+        write!(f, "\"{}\"", text.replace('"', "\\\""))
     }
 }
 

@@ -131,7 +131,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with its sentence. Whatever is in it is sent as at most 400 bytes of printable ASCII.
     pub fn new(reason: Reason, sentence: impl fmt::Display) -> Self {
-        let mut text = Escaped::new(sentence.to_string().as_bytes()).to_string();
+        let mut text = Escaped::sentence(&sentence.to_string()).to_string();
         text.truncate(SENTENCE_LIMIT);
         Self { reason, sentence: text.into() }
     }
