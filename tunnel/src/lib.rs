@@ -18,6 +18,7 @@ pub mod frontend;
 pub mod hello;
 pub mod http;
 pub mod metrics;
+pub mod network;
 pub mod nodes;
 pub mod policy;
 pub mod refusal;
