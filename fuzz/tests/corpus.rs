@@ -28,3 +28,18 @@ fn request() {
 fn result() {
     replay("result", fuzz::result);
 }
+
+#[test]
+fn connect() {
+    replay("connect", fuzz::connect);
+}
+
+#[test]
+fn hello() {
+    replay("hello", fuzz::hello);
+}
+
+#[test]
+fn proxy_answer() {
+    replay("proxy_answer", fuzz::proxy_answer);
+}
