@@ -43,6 +43,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// to this.
 const TRY_AGAIN_AT_MOST: Duration = Duration::from_secs(10);
 
+/// Quiet for this long counts as well again.
+const CALM: Duration = Duration::from_secs(60);
+
 /// How many nodes a page of the fallback list holds.
 const PAGE: u32 = 500;
 
@@ -80,7 +83,7 @@ impl ApiSource {
         let mut mirror = Mirror { direct: self.direct, ..Mirror::default() };
         let streaming = watcher::Config::default().timeout(WATCH).streaming_lists();
         if !mirror.watch(&api, streaming, true, &nodes).await {
-            log::info!("nodes: this API server has no streaming lists, reading pages");
+            log::info!("nodes: this API server gives no streaming list, reading pages");
             mirror
                 .watch(&api, watcher::Config::default().timeout(WATCH).page_size(PAGE), false, &nodes)
                 .await;
@@ -100,8 +103,8 @@ struct Mirror {
 }
 
 impl Mirror {
-    /// Follows a watch. Returns false when the API server refuses that kind of watch before the first list was
-    /// complete; otherwise it does not return.
+    /// Follows a watch. Returns false when the API server refuses it before the first list was complete and it
+    /// `may_be_refused`; otherwise it does not return.
     async fn watch(
         &mut self,
         api: &Api<Slim>,
@@ -191,35 +194,36 @@ impl Mirror {
 }
 
 /// The waits between tries: doubled each time, and up to half of each left to chance, so that the replicas do not ask
-/// a starting API server all at once.
+/// a starting API server all at once. They begin anew after [`CALM`] without an error; one
+/// event is not enough for that, since a watch that fails at once begins with one.
 #[derive(Default)]
 struct Waits {
     last: Duration,
+    failed: Option<Instant>,
 }
 
 impl Iterator for Waits {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.failed.is_none_or(|failed| now - failed > CALM) {
+            self.last = Duration::ZERO;
+        }
+        self.failed = Some(now);
         self.last = (self.last * 2).clamp(TRY_AGAIN, TRY_AGAIN_AT_MOST);
         Some(self.last.mul_f64(1.0 - fastrand::f64() / 2.0))
     }
 }
 
 impl Backoff for Waits {
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
+    fn reset(&mut self) {}
 }
 
-/// Whether the API server understood and said no to this kind of request.
+/// Whether the API server itself said no, and not the way to it. What it says to a streaming list that it cannot serve
+/// differs: 422 from one that does not know them, 500 from one whose etcd is too old.
 fn is_refused(error: &watcher::Error) -> bool {
-    let code = match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code,
-        watcher::Error::WatchError(status) => status.code,
-        _ => return false,
-    };
-    matches!(code, 400 | 422)
+    matches!(error, watcher::Error::WatchError(_) | watcher::Error::WatchStartFailed(kube::Error::Api(_)))
 }
 
 /// The error and what caused it, on one line.
@@ -363,6 +367,21 @@ mod tests {
         let mut mirror = Mirror { direct, ..Mirror::default() };
         let due = events.into_iter().map(|event| mirror.take(event)).collect();
         (mirror, due)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_always_fails_at_once_is_tried_ever_more_rarely() {
+        let mut waits = Waits::default();
+        let mut took = Vec::new();
+        for _ in 0..8 {
+            // What kube does: an event comes, then the error.
+            waits.reset();
+            took.push(waits.next().unwrap());
+        }
+        assert!(took[0] <= TRY_AGAIN && took[0] >= TRY_AGAIN / 2, "{took:?}");
+        assert!(took[7] <= TRY_AGAIN_AT_MOST && took[7] >= TRY_AGAIN_AT_MOST / 2, "{took:?}");
+        tokio::time::sleep(CALM * 2).await;
+        assert!(waits.next().unwrap() <= TRY_AGAIN);
     }
 
     #[test]
