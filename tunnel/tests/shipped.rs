@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path};
-use tunnel::config::Cli;
+use tunnel::{config::Cli, metrics::Metrics, refusal::Reason};
 
 /// kube-apiserver's own type (k8s.io/apiserver/pkg/apis/apiserver/v1beta1), which it reads strictly.
 #[derive(Debug, Serialize, Deserialize)]
@@ -188,6 +188,20 @@ fn egress(name: &str, config: &EgressSelectorConfiguration) {
             }
             Transport::Uds { uds_name } => assert!(uds_name.starts_with('/'), "{name}"),
         }
+    }
+}
+
+/// docs/tunnel.md explains every refusal, with its code, and names every metric.
+#[test]
+fn the_document_is_complete() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tunnel.md")).unwrap();
+    for reason in Reason::ALL {
+        let code = if reason == Reason::Stalled { "reset".to_owned() } else { reason.code().to_string() };
+        assert!(text.contains(&format!("| {code} | {reason} |")), "{code} {reason} is not explained");
+    }
+    let metrics = Metrics::server().text() + &Metrics::agent().text();
+    for name in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(text.contains(name), "{name} is not named");
     }
 }
 
