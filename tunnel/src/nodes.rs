@@ -9,7 +9,6 @@ pub mod file;
 pub mod selector;
 
 use crate::{
-    config::server::NodeSource,
     network::Network,
     target::{Host, Name},
 };
@@ -67,39 +66,6 @@ pub struct Nodes {
 
 /// The snapshot in force, and how to hear of the next.
 pub type Current = watch::Receiver<Arc<Nodes>>;
-
-/// A source that has been opened.
-pub enum Feed {
-    /// There is none.
-    None,
-    /// A file.
-    File(file::File),
-    /// The API server.
-    Api(api::ApiSource, kube::Client),
-}
-
-impl Feed {
-    /// Opens a source. The API server is not dialled yet.
-    ///
-    /// # Errors
-    /// What is missing or wrong.
-    pub async fn open(source: &NodeSource) -> Result<Self, String> {
-        match source {
-            NodeSource::None => Ok(Self::None),
-            NodeSource::File(path) => file::File::open(path.clone()).map(Self::File),
-            NodeSource::Api(source) => Ok(Self::Api(source.clone(), source.client().await?)),
-        }
-    }
-
-    /// Sends every list of nodes there is from now on, for ever. `failed` hears of each nodes file that is not good.
-    pub async fn follow(self, nodes: watch::Sender<Arc<Nodes>>, failed: impl FnMut(&str)) {
-        match self {
-            Self::None => drop(nodes.send_replace(Arc::new(Nodes::without_source()))),
-            Self::File(file) => file.follow(nodes, failed).await,
-            Self::Api(source, client) => source.follow(client, nodes).await,
-        }
-    }
-}
 
 /// Nodes by what they say of themselves.
 #[derive(Debug, Default)]
