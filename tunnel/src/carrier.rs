@@ -18,8 +18,34 @@ pub const STREAM_WINDOW: u32 = 1 << 20;
 /// The largest a stream's window becomes where the round trip is long: 4 MiB are 40 MB/s at 100 ms.
 pub const STREAM_WINDOW_LIMIT: u32 = 4 << 20;
 
-/// A connection's window is this many windows of a stream.
-pub const WINDOWS: u32 = 64;
+/// What a connection of a session is for, which decides its windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Everybody's: where every stream begins and bulk does not stay. A crowd of readers may come to stand still here
+    /// before any of them is moved, and must not take the room of those who type.
+    First,
+    /// For bulk, on which windows grow with the round trip.
+    Extra,
+}
+
+impl Kind {
+    /// The connection's window, in windows of a stream.
+    pub const fn windows(self) -> u32 {
+        match self {
+            Self::First => 256,
+            Self::Extra => 64,
+        }
+    }
+
+    /// A stream's window for this round trip: for bulk 40 MB/s worth of it, within the bounds.
+    pub fn window(self, round_trip: Duration) -> u32 {
+        let wanted = u32::try_from(round_trip.as_micros().saturating_mul(40)).unwrap_or(u32::MAX);
+        match self {
+            Self::First => STREAM_WINDOW,
+            Self::Extra => wanted.clamp(STREAM_WINDOW, STREAM_WINDOW_LIMIT),
+        }
+    }
+}
 
 /// How long a connection may be silent before it is asked whether it is there. The agent waits longer, so that on an
 /// idle connection one side asks.
@@ -52,19 +78,13 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A stream's window for this round trip: 40 MB/s worth of it within the bounds.
-pub fn window(round_trip: Duration) -> u32 {
-    let wanted = round_trip.as_micros().saturating_mul(40);
-    u32::try_from(wanted).unwrap_or(u32::MAX).clamp(STREAM_WINDOW, STREAM_WINDOW_LIMIT)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn windows_follow_the_round_trip_within_bounds() {
-        let at = |ms| window(Duration::from_millis(ms));
+        let at = |ms| Kind::Extra.window(Duration::from_millis(ms));
         assert_eq!(
             (at(0), at(20), at(50), at(100), at(900)),
             (1 << 20, 1 << 20, 2_000_000, 4_000_000, 4 << 20)

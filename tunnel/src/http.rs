@@ -91,6 +91,7 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
 }
 
 async fn answer(mut socket: TcpStream, place: Handshake, status: &dyn Status) -> io::Result<()> {
+    place.talks(&socket).await?;
     let mut head = Vec::new();
     let answer = loop {
         let mut buffer = [0; 2048];
@@ -98,7 +99,6 @@ async fn answer(mut socket: TcpStream, place: Handshake, status: &dyn Status) ->
         if read == 0 {
             return Ok(());
         }
-        place.talks();
         head.extend_from_slice(&buffer[..read]);
         if let Some(answer) = respond(&head, status) {
             break answer;

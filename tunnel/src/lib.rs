@@ -19,6 +19,7 @@ pub mod frontend;
 pub mod hello;
 pub mod http;
 pub mod listen;
+pub mod logging;
 pub mod metrics;
 pub mod network;
 pub mod nodes;

@@ -221,9 +221,17 @@ fn next_victim(
 }
 
 impl Handshake {
-    /// It has sent something.
-    pub fn talks(&self) {
+    /// Waits until it has sent something.
+    ///
+    /// # Errors
+    /// When it is gone instead.
+    pub async fn talks(&self, socket: &TcpStream) -> io::Result<()> {
+        // Readiness alone may be a false alarm.
+        if socket.peek(&mut [0]).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         self.talks.store(true, Relaxed);
+        Ok(())
     }
 }
 

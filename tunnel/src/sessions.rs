@@ -94,6 +94,11 @@ impl Sessions {
         self.draining.store(true, Relaxed);
     }
 
+    /// Whether it does.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
     /// Decides about a new connection, and asks a session that may be dead for a sign of life.
     ///
     /// # Errors
@@ -114,11 +119,15 @@ impl Sessions {
             },
             Decision::AskFirst => {
                 if let Some(old) = self.find(node, |session| session.instance == hello.instance) {
-                    if timeout(SIGN_OF_LIFE, old.is_there()).await.is_ok_and(|there| there) {
-                        let sentence = "this server has a good session of the same agent".into();
-                        return Err((TurnedAway::Duplicate, sentence));
+                    match timeout(SIGN_OF_LIFE, old.is_there()).await {
+                        Ok(true) => {
+                            let sentence = "this server has a good session of the same agent".into();
+                            return Err((TurnedAway::Duplicate, sentence));
+                        }
+                        // The agent has said that it takes no more streams there; those that stand may finish.
+                        Ok(false) => {}
+                        Err(_) => old.close("no sign of life while its agent dialled again"),
                     }
-                    old.close("no sign of life while its agent dialled again");
                     self.leave(&old);
                 }
                 Ok(Admitted::Session)
@@ -148,7 +157,7 @@ impl Sessions {
     pub fn enter(&self, session: &Arc<Session>) {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let here = nodes.entry(session.node.clone()).or_default();
-        if let Some(older) = here.sessions.last() {
+        if let Some(older) = here.sessions.last().filter(|older| older.instance != session.instance) {
             log::warn!(
                 "node {}: the agent at {} takes over from the one at {}; is one certificate used twice?",
                 session.node,

@@ -37,10 +37,28 @@ pub struct KeyPair {
 }
 
 /// The TLS of one listener: our certificate, and the CA that clients' certificates must come from.
-pub type ServerTls = Followed<ServerConfig>;
+pub type ServerTls = Followed<Serving>;
+
+/// What is made from the files of a listener.
+#[derive(Debug)]
+pub struct Serving {
+    /// For the handshake.
+    pub config: Arc<ServerConfig>,
+    /// Our own certificate.
+    pub leaf: identity::Leaf,
+}
 
 /// The TLS of one way out: the CA that the server's certificate must come from, and our certificate.
-pub type ClientTls = Followed<ClientConfig>;
+pub type ClientTls = Followed<Client>;
+
+/// What is made from the files of a way out.
+#[derive(Debug)]
+pub struct Client {
+    /// For the handshake.
+    pub config: Arc<ClientConfig>,
+    /// Our own certificate.
+    pub leaf: identity::Leaf,
+}
 
 /// Reads the files of a listener and follows them. `client_ca` none: clients show no certificate.
 ///
@@ -50,7 +68,7 @@ pub fn server(pair: KeyPair, client_ca: Option<PathBuf>, alpn: bool) -> Result<S
     let mut paths = vec![pair.cert.clone(), pair.key.clone()];
     paths.extend(client_ca.clone());
     Followed::new(paths, move |files| {
-        let (chain, key) = load_pair(&pair, &files[0], &files[1])?;
+        let (chain, key, leaf) = load_pair(&pair, &files[0], &files[1])?;
         let provider = provider();
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -74,7 +92,7 @@ pub fn server(pair: KeyPair, client_ca: Option<PathBuf>, alpn: bool) -> Result<S
         if alpn {
             config.alpn_protocols = vec![ALPN.to_vec()];
         }
-        Ok(config)
+        Ok(Serving { config: Arc::new(config), leaf })
     })
 }
 
@@ -85,7 +103,7 @@ pub fn server(pair: KeyPair, client_ca: Option<PathBuf>, alpn: bool) -> Result<S
 pub fn client(pair: KeyPair, server_ca: PathBuf) -> Result<ClientTls, String> {
     let paths = vec![pair.cert.clone(), pair.key.clone(), server_ca.clone()];
     Followed::new(paths, move |files| {
-        let (chain, key) = load_pair(&pair, &files[0], &files[1])?;
+        let (chain, key, leaf) = load_pair(&pair, &files[0], &files[1])?;
         let roots = load_roots(&server_ca, &files[2])?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -95,7 +113,7 @@ pub fn client(pair: KeyPair, server_ca: PathBuf) -> Result<ClientTls, String> {
             .map_err(|error| format!("{}: {error}", pair.cert.display()))?;
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(config)
+        Ok(Client { config: Arc::new(config), leaf })
     })
 }
 
@@ -160,7 +178,7 @@ fn load_pair(
     pair: &KeyPair,
     cert: &[u8],
     key: &[u8],
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, identity::Leaf), String> {
     let chain = load_certs(&pair.cert, cert)?;
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|error| format!("{}: no private key in it: {error}", pair.key.display()))?;
@@ -169,7 +187,7 @@ fn load_pair(
     if leaf.not_after <= unix_now() {
         log::warn!("{}: this certificate has expired", pair.cert.display());
     }
-    Ok((chain, key))
+    Ok((chain, key, leaf))
 }
 
 fn load_roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, String> {

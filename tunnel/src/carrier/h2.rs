@@ -9,7 +9,7 @@
 //! A dropped connection resets its streams; it never ends them.
 
 use super::{
-    DEAD, Ended, WINDOWS,
+    DEAD, Ended, Kind, STREAM_WINDOW,
     link::Heard,
     pipe::{Mover, Pipe, RESET},
     stall::Stalls,
@@ -19,11 +19,10 @@ use crate::{
     target::Target,
 };
 use bytes::Bytes;
-use futures_util::future::poll_fn;
+use futures_util::{FutureExt, future::poll_fn};
 use h2::{Ping, PingPong, RecvStream, SendStream, client, server};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version};
 use std::{
-    cell::Cell,
     io,
     pin::Pin,
     sync::{
@@ -61,13 +60,14 @@ const MAX_HEADERS: u32 = 8 << 10;
 pub struct Path {
     /// The streams that read from it.
     pub stalls: Arc<Stalls>,
+    kind: Kind,
     round_trip_us: AtomicU32,
 }
 
 impl Path {
-    fn new() -> Arc<Self> {
-        let window = super::STREAM_WINDOW * WINDOWS;
-        Arc::new(Self { stalls: Stalls::new(window), round_trip_us: AtomicU32::new(0) })
+    fn new(kind: Kind) -> Arc<Self> {
+        let window = STREAM_WINDOW * kind.windows();
+        Arc::new(Self { stalls: Stalls::new(window), kind, round_trip_us: AtomicU32::new(0) })
     }
 
     /// The last round trip that was measured, if any was.
@@ -94,14 +94,15 @@ pub async fn server_side<T>(
     io: T,
     heard: Arc<Heard>,
     quiet: Duration,
+    kind: Kind,
 ) -> Result<(Opener, impl Future<Output = Ended>), h2::Error>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let (h2, mut connection) = client::Builder::new()
         .enable_push(false)
-        .initial_window_size(super::STREAM_WINDOW)
-        .initial_connection_window_size(super::STREAM_WINDOW * WINDOWS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW * kind.windows())
         .max_frame_size(FRAME)
         .max_header_list_size(MAX_HEADERS)
         .max_send_buffer_size(SEND_BUFFER)
@@ -109,14 +110,14 @@ where
         .initial_max_send_streams(MAX_STREAMS as usize)
         .handshake::<T, Bytes>(io)
         .await?;
-    let path = Path::new();
+    let path = Path::new(kind);
     let pings = connection.ping_pong();
     let opener = Opener { h2, path: path.clone() };
     let live = async move {
-        let window = Cell::new(0);
+        let window = AtomicU32::new(0);
         let ends = poll_fn(|cx| {
             if let Some(window) = new_window(&window, &path) {
-                connection.set_target_window_size(window * WINDOWS);
+                connection.set_target_window_size(window * path.kind.windows());
                 let _ = connection.set_initial_window_size(window);
             }
             Pin::new(&mut connection).poll(cx)
@@ -142,6 +143,7 @@ pub enum Request {
 }
 
 /// Makes the agent's end of a connection. Await it for as long as it shall live: it calls `serve` for every request.
+/// Once `leave` is ready it takes no new streams and ends when the last one has.
 ///
 /// # Errors
 /// When the other end does not speak HTTP/2.
@@ -149,14 +151,16 @@ pub async fn agent_side<T>(
     io: T,
     heard: Arc<Heard>,
     quiet: Duration,
+    kind: Kind,
+    leave: impl Future<Output = ()>,
     mut serve: impl FnMut(Request),
 ) -> Result<(Arc<Path>, impl Future<Output = Ended>), h2::Error>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let mut connection = server::Builder::new()
-        .initial_window_size(super::STREAM_WINDOW)
-        .initial_connection_window_size(super::STREAM_WINDOW * WINDOWS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW * kind.windows())
         .max_frame_size(FRAME)
         .max_header_list_size(MAX_HEADERS)
         .max_send_buffer_size(SEND_BUFFER)
@@ -164,15 +168,19 @@ where
         .max_concurrent_streams(MAX_STREAMS)
         .handshake::<T, Bytes>(io)
         .await?;
-    let path = Path::new();
+    let path = Path::new(kind);
     let pings = connection.ping_pong();
     let live = {
         let path = path.clone();
         async move {
-            let window = Cell::new(0);
+            let window = AtomicU32::new(0);
+            let mut leave = std::pin::pin!(leave.fuse());
             let ends = poll_fn(|cx| {
+                if leave.as_mut().poll(cx).is_ready() {
+                    connection.graceful_shutdown();
+                }
                 if let Some(window) = new_window(&window, &path) {
-                    connection.set_target_window_size(window * WINDOWS);
+                    connection.set_target_window_size(window * path.kind.windows());
                     let _ = connection.set_initial_window_size(window);
                 }
                 loop {
@@ -195,12 +203,12 @@ where
 }
 
 /// The window that the last measured round trip asks for, once for every change.
-fn new_window(wanted: &Cell<u32>, path: &Path) -> Option<u32> {
-    let window = wanted.replace(0);
+fn new_window(wanted: &AtomicU32, path: &Path) -> Option<u32> {
+    let window = wanted.swap(0, Relaxed);
     if window == 0 {
         return None;
     }
-    path.stalls.set_window(window * WINDOWS);
+    path.stalls.set_window(window * path.kind.windows());
     Some(window)
 }
 
@@ -210,7 +218,7 @@ async fn watched(
     pings: Option<PingPong>,
     heard: &Heard,
     path: &Path,
-    window: &Cell<u32>,
+    window: &AtomicU32,
     quiet: Duration,
 ) -> Ended {
     let pings = async {
@@ -251,10 +259,10 @@ fn why_broken(error: &h2::Error) -> Ended {
 
 /// Pings: once at the beginning, to know the round trip, then whenever it has been quiet. Returns when the path is
 /// dead.
-async fn ask(mut pings: PingPong, heard: &Heard, path: &Path, window: &Cell<u32>, quiet: Duration) {
+async fn ask(mut pings: PingPong, heard: &Heard, path: &Path, window: &AtomicU32, quiet: Duration) {
     let quiet = quiet.mul_f32(0.8 + 0.4 * fastrand::f32());
     let mut asked = pings.send_ping(Ping::opaque()).is_ok().then(Instant::now);
-    let mut size = super::STREAM_WINDOW;
+    let mut size = STREAM_WINDOW;
     loop {
         let wake = heard.last() + if asked.is_some() { DEAD } else { quiet };
         let pong = poll_fn(|cx| if asked.is_some() { pings.poll_pong(cx) } else { Poll::Pending });
@@ -268,9 +276,9 @@ async fn ask(mut pings: PingPong, heard: &Heard, path: &Path, window: &Cell<u32>
                 let round_trip = at.elapsed();
                 path.round_trip_us.store(u32::try_from(round_trip.as_micros()).unwrap_or(u32::MAX).max(1), Relaxed);
                 // Windows only grow: taking room back would stop streams that stand.
-                if super::window(round_trip) > size {
-                    size = super::window(round_trip);
-                    window.set(size);
+                if path.kind.window(round_trip) > size {
+                    size = path.kind.window(round_trip);
+                    window.store(size, Relaxed);
                 }
             }
             () = tokio::time::sleep_until(wake) => {
@@ -390,7 +398,7 @@ fn authority(target: &Target) -> Option<Uri> {
 fn refusal(headers: &HeaderMap) -> Refusal {
     let text =
         |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
-    Refusal::from_wire(text(REASON), text(SENTENCE))
+    Refusal::from_agent(text(REASON), text(SENTENCE))
 }
 
 /// A stream that the server wants to a target on this node.

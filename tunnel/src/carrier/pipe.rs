@@ -131,9 +131,10 @@ impl Mover {
     }
 }
 
-impl Drop for Mover {
-    fn drop(&mut self) {
-        // Only a receiver waits for what comes next, and only when it was promised.
+impl Mover {
+    /// There is no half to go on in. A receiver that was told to go on has lost its stream; one that was not stays
+    /// where it is, and may be moved later.
+    pub fn stays(&self) {
         let mut slot = self.0.recv.0.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(slot.0, Next::None) {
             slot.0 = Next::Never;
@@ -144,6 +145,12 @@ impl Drop for Mover {
     }
 }
 
+impl Drop for Mover {
+    fn drop(&mut self) {
+        self.stays();
+    }
+}
+
 impl Pipe {
     /// The stream's two halves put together, and the way to move them later.
     pub fn new(send: SendStream<Bytes>, mut recv: RecvStream, stalls: &Arc<Stalls>) -> (Self, Mover) {
@@ -151,7 +158,7 @@ impl Pipe {
         let place = stalls.enter(recv.flow_control().clone());
         let pipe = Self {
             send: SendHalf { h2: send, slots: slots.clone(), finished: false },
-            recv: RecvHalf { h2: recv, place, slots: slots.clone() },
+            recv: RecvHalf { h2: recv, place, slots: slots.clone(), moved: false },
         };
         (pipe, Mover(slots))
     }
@@ -252,6 +259,8 @@ pub struct RecvHalf {
     h2: RecvStream,
     place: Place,
     slots: Arc<Slots>,
+    /// The other end has gone on in the next half, which is not here yet.
+    moved: bool,
 }
 
 impl RecvHalf {
@@ -265,15 +274,19 @@ impl RecvHalf {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Lost>> {
         loop {
-            if let Some(data) = ready!(self.h2.poll_data(cx)) {
-                return Poll::Ready(Ok(Some(data?)));
-            }
-            let trailers = ready!(self.h2.poll_trailers(cx))?;
-            if !trailers.is_some_and(|trailers| trailers.contains_key(MOVED)) {
-                return Poll::Ready(Ok(None));
+            // The trailer is said once: that it has been heard must outlast the wait for the next half.
+            if !self.moved {
+                if let Some(data) = ready!(self.h2.poll_data(cx)) {
+                    return Poll::Ready(Ok(Some(data?)));
+                }
+                let trailers = ready!(self.h2.poll_trailers(cx))?;
+                if !trailers.is_some_and(|trailers| trailers.contains_key(MOVED)) {
+                    return Poll::Ready(Ok(None));
+                }
+                self.moved = true;
             }
             match ready!(self.slots.recv.poll_take(cx)) {
-                Some((h2, place)) => (self.h2, self.place) = (h2, place),
+                Some((h2, place)) => (self.h2, self.place, self.moved) = (h2, place, false),
                 None => return Poll::Ready(Err(Lost::Connection)),
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! A connection's receive window is shared by its streams. Each stream can hold at most its own window of it, so one
 //! reader that stands still costs nobody anything; many of them together would. When the streams whose reader has
-//! stood still for a second hold half of the connection's window, the one that has stood longest is reset.
+//! stood still for a second hold half of the connection's window, those that have stood longest are reset until the
+//! others hold less.
 
 use super::pipe::Lost;
 use futures_util::task::AtomicWaker;
@@ -13,7 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Waker},
+    task::Context,
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -104,25 +105,31 @@ impl Stalls {
                 self.first.notified().await;
             }
             tokio::time::sleep(LOOK).await;
-            if let Some(waker) = self.look() {
-                waker.wake();
+            for reader in self.look() {
+                reader.waker.wake();
             }
         }
     }
 
-    /// Gives up the reader that has stood still longest, when together they hold too much.
-    fn look(&self) -> Option<Waker> {
-        let still_since = (self.millis()).saturating_sub(LOOK.as_millis() as u64);
+    /// Gives up the readers that have stood still longest, as many as it takes for the others to hold less than half.
+    fn look(&self) -> Vec<Arc<Reader>> {
+        let still_since = self.millis().saturating_sub(LOOK.as_millis() as u64);
         let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         let stands_still = |held: &&Held| (1..=still_since).contains(&held.reader.since.load(Relaxed));
-        let held: usize = readers.1.values().filter(stands_still).map(|held| held.flow.used_capacity()).sum();
-        if held < self.window.load(Relaxed) as usize / 2 {
-            return None;
+        let mut still: Vec<_> = readers.1.values().filter(stands_still).collect();
+        still.sort_by_key(|held| held.reader.since.load(Relaxed));
+        let mut held: usize = still.iter().map(|held| held.flow.used_capacity()).sum();
+        let half = self.window.load(Relaxed) as usize / 2;
+        let mut given_up = Vec::new();
+        for longest in still {
+            if held < half {
+                break;
+            }
+            held -= longest.flow.used_capacity().min(held);
+            longest.reader.fate.store(GIVEN_UP, Relaxed);
+            given_up.push(longest.reader.clone());
         }
-        let longest =
-            readers.1.values().filter(stands_still).min_by_key(|held| held.reader.since.load(Relaxed))?;
-        longest.reader.fate.store(GIVEN_UP, Relaxed);
-        longest.reader.waker.take()
+        given_up
     }
 
     /// The connection is gone: those who wait for their reader are woken.

@@ -60,9 +60,8 @@ async fn shake_hands(
     handshake: Handshake,
 ) -> io::Result<TlsStream<TcpStream>> {
     socket.set_nodelay(true)?;
-    socket.readable().await?;
-    handshake.talks();
-    TlsAcceptor::from(tls.get()).accept(socket).await
+    handshake.talks(&socket).await?;
+    TlsAcceptor::from(tls.get().config.clone()).accept(socket).await
 }
 
 async fn introduce(mut stream: TlsStream<TcpStream>, remote: SocketAddr, names: &[String], gate: Arc<Gate>) {

@@ -6,6 +6,7 @@
 
 use crate::{
     carrier::pipe::Pipe,
+    config::server::Limits,
     dial,
     metrics::Metrics,
     network::Network,
@@ -31,17 +32,6 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
-
-/// What is set once for all front ends.
-#[derive(Debug)]
-pub struct Limits {
-    /// From the request to the status line.
-    pub dial_timeout: Duration,
-    /// Streams of one node at once.
-    pub streams_per_node: usize,
-    /// Connections of one caller at once.
-    pub streams_per_caller: usize,
-}
 
 /// Decides, and connects.
 pub struct Gate {
@@ -117,8 +107,8 @@ impl Gate {
         }
         let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         let count = callers.entry(caller.clone()).or_default();
-        if *count >= self.limits.streams_per_caller {
-            let cap = self.limits.streams_per_caller;
+        if *count >= self.limits.max_streams_per_caller {
+            let cap = self.limits.max_streams_per_caller;
             return Err(Refusal::new(
                 Reason::TooMany,
                 format_args!("{caller} has {cap} connections already"),
@@ -126,6 +116,11 @@ impl Gate {
         }
         *count += 1;
         Ok(Slot { gate: self, caller: caller.clone() })
+    }
+
+    /// Whether any caller is connected.
+    pub fn is_busy(&self) -> bool {
+        !self.callers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Counts a refusal.
@@ -195,7 +190,7 @@ impl Gate {
         let no_session =
             || Refusal::new(Reason::NoSession, format_args!("no agent of node {node} is connected"));
         let session = self.sessions.newest(node.as_str()).ok_or_else(no_session)?;
-        let cap = self.limits.streams_per_node;
+        let cap = self.limits.max_streams_per_node;
         if session.streams() >= cap {
             return Err(Refusal::new(Reason::TooMany, format_args!("node {node} has {cap} streams already")));
         }
@@ -253,7 +248,7 @@ impl Account {
 impl Meter for Account {
     fn sent(&self, bytes: usize) {
         self.bytes_in.fetch_add(bytes as u64, Relaxed);
-        self.metrics.bytes_in(bytes);
+        self.metrics.bytes_in(bytes as u64);
         if let Some(stream) = &self.stream {
             stream.sent(bytes);
         }
@@ -261,7 +256,7 @@ impl Meter for Account {
 
     fn received(&self, bytes: usize) {
         self.bytes_out.fetch_add(bytes as u64, Relaxed);
-        self.metrics.bytes_out(bytes);
+        self.metrics.bytes_out(bytes as u64);
         if let Some(stream) = &self.stream {
             stream.received(bytes);
         }

@@ -300,6 +300,7 @@ impl Session {
         let moved = to.opener.go_on(live.number, &live.mover).await;
         if let Err(error) = moved {
             log::debug!("node {}: stream {} stays where it is: {error}", self.node, live.number);
+            live.mover.stays();
             live.sit(&from);
         }
         live.moving.store(false, Relaxed);
