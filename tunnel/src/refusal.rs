@@ -136,10 +136,22 @@ impl Refusal {
         Self { reason, sentence: text.into() }
     }
 
-    /// Whether the far side's word is one of ours; a word from a later version counts as `unreachable`, with its
-    /// sentence kept.
-    pub fn from_wire(word: &str, sentence: &str) -> Self {
-        let reason = Reason::from_word(word).unwrap_or(Reason::Unreachable);
+    /// What an agent said. It may only say what it can know: a word from a later version, or one that is the server's
+    /// to say (a hostile agent's `auth` would make kube-apiserver look for a password), counts as `unreachable`, with
+    /// its sentence kept.
+    pub fn from_agent(word: &str, sentence: &str) -> Self {
+        let reason = match Reason::from_word(word) {
+            Some(
+                reason @ (Reason::Malformed
+                | Reason::DeniedByAgent
+                | Reason::Refused
+                | Reason::Unreachable
+                | Reason::Timeout
+                | Reason::TooMany
+                | Reason::Draining),
+            ) => reason,
+            _ => Reason::Unreachable,
+        };
         if sentence.is_empty() { reason.into() } else { Self::new(reason, sentence) }
     }
 
@@ -225,10 +237,11 @@ mod tests {
     }
 
     #[test]
-    fn a_word_from_a_later_version_keeps_its_sentence() {
-        let refusal = Refusal::from_wire("moved-to-mars", "ask again\r\nthere");
+    fn an_agent_says_what_it_can_know_and_no_more() {
+        let refusal = Refusal::from_agent("moved-to-mars", "ask again\r\nthere");
         assert_eq!(refusal.to_string(), "unreachable: ask again\\r\\nthere");
-        assert_eq!(Refusal::from_wire("refused", ""), Reason::Refused.into());
+        assert_eq!(Refusal::from_agent("auth", "password?").to_string(), "unreachable: password?");
+        assert_eq!(Refusal::from_agent("refused", ""), Reason::Refused.into());
     }
 
     proptest! {
