@@ -3,6 +3,14 @@
 //!
 //! The rig's apiserver says the same with `--dry-run=server`; this says it at every build.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test may fail loudly"
+)]
+
 use clap::Parser;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
