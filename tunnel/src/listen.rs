@@ -163,6 +163,8 @@ impl Handshakes {
     {
         loop {
             let (socket, remote) = accept(|| listener.accept()).await;
+            // A listener for both families shows IPv4 in IPv6 clothes.
+            let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
             let handshake = self.make_room().await;
             let key = handshake.key;
             let task = tokio::spawn(greet(socket, remote, handshake)).abort_handle();

@@ -130,7 +130,7 @@ pub async fn relay<S: Socket>(socket: S, mut pipe: Pipe, meter: &impl Meter) -> 
 /// Copies between two sockets.
 ///
 /// # Errors
-/// Which of them broke, as `Err(true)` for `a`; both have been reset.
+/// [`Cut::Socket`] when `a` broke, a reset of the stream when `b` did; both have been reset.
 pub async fn splice<A: Socket, B: Socket>(a: A, b: B, meter: &impl Meter) -> Result<(), Cut> {
     let mut a = Whole { socket: a, done: false };
     let mut b = Whole { socket: b, done: false };

@@ -54,10 +54,11 @@ pub enum Admitted {
 }
 
 impl Sessions {
-    /// The session that gets new dials to this node.
+    /// The session that gets new dials to this node: the newest that takes any.
     pub fn newest(&self, node: &str) -> Option<Arc<Session>> {
         let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.get(node)?.sessions.last().cloned()
+        let sessions = &nodes.get(node)?.sessions;
+        sessions.iter().rfind(|session| !session.is_leaving()).or(sessions.last()).cloned()
     }
 
     /// Whether there is any session with this node.

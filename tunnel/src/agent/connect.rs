@@ -121,13 +121,15 @@ fn tuned(socket: TcpStream) -> TcpStream {
 }
 
 async fn dial_target(target: &Target) -> Result<TcpStream, Failure> {
-    let addresses: Vec<SocketAddr> = match &target.host {
+    let mut addresses: Vec<SocketAddr> = match &target.host {
         Host::Address(address) => vec![SocketAddr::new(*address, target.port)],
         Host::Name(name) => match tokio::net::lookup_host((name.as_str(), target.port)).await {
             Ok(found) => found.collect(),
             Err(error) => return Err(Failure::Step("resolve", format!("{name}: {error}"))),
         },
     };
+    // One that accepts and then does not work must not be the first every time.
+    fastrand::shuffle(&mut addresses);
     dial::first(&addresses).await.map_err(|error| Failure::Step("connect", format!("{target}: {error}")))
 }
 

@@ -52,6 +52,9 @@ const FRAME: u32 = 64 << 10;
 const SEND_BUFFER: usize = 256 << 10;
 /// Streams an agent lets stand on one connection, whatever the server's own bounds.
 const MAX_STREAMS: u32 = 16 << 10;
+/// Streams that were reset and of which something may still be on its way. Callers that give up are no attack here: h2's
+/// own bounds, counted over a connection's whole life, would end a session after a thousand of them.
+const RESETS: usize = 1024;
 /// The names and words in our headers need a fraction of this.
 const MAX_HEADERS: u32 = 8 << 10;
 
@@ -108,6 +111,8 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .header_table_size(0)
         .initial_max_send_streams(MAX_STREAMS as usize)
+        .max_concurrent_reset_streams(RESETS)
+        .max_local_error_reset_streams(None)
         .handshake::<T, Bytes>(io)
         .await?;
     let path = Path::new(kind);
@@ -166,6 +171,9 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .header_table_size(0)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_reset_streams(RESETS)
+        .max_local_error_reset_streams(None)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .handshake::<T, Bytes>(io)
         .await?;
     let path = Path::new(kind);

@@ -10,12 +10,16 @@ use crate::{
     refusal::{Reason, Refusal},
     tls::{self, ServerTls, identity::Leaf},
 };
-use std::{io, net::SocketAddr, sync::Arc};
+use socket2::{SockRef, TcpKeepalive};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// A caller's machine that has vanished is noticed some time after this.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// The caller on the unix socket, as the audit line has it.
 const UNIX: &str = "unix";
@@ -60,6 +64,8 @@ async fn shake_hands(
     handshake: Handshake,
 ) -> io::Result<TlsStream<TcpStream>> {
     socket.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
     handshake.talks(&socket).await?;
     TlsAcceptor::from(tls.get().config.clone()).accept(socket).await
 }

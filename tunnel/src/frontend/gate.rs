@@ -14,7 +14,10 @@ use crate::{
     refusal::{Reason, Refusal},
     relay::Meter,
     route::{Router, Way},
-    sessions::{Sessions, session::Stream},
+    sessions::{
+        Sessions,
+        session::{Session, Stream},
+    },
     target::{Name, Target},
 };
 use bytes::Bytes;
@@ -30,7 +33,7 @@ use std::{
 use tokio::{
     net::TcpStream,
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 /// Decides, and connects.
@@ -187,31 +190,44 @@ impl Gate {
         early: Bytes,
         deadline: Instant,
     ) -> Result<(Far, Account), Refusal> {
-        let no_session =
-            || Refusal::new(Reason::NoSession, format_args!("no agent of node {node} is connected"));
-        let session = self.sessions.newest(node.as_str()).ok_or_else(no_session)?;
-        let cap = self.limits.max_streams_per_node;
-        if session.streams() >= cap {
-            return Err(Refusal::new(Reason::TooMany, format_args!("node {node} has {cap} streams already")));
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let on_the_way = session.round_trip().unwrap_or_default() * 2 + Duration::from_millis(200);
-        let patience = left.saturating_sub(on_the_way.min(left / 2));
         let opening = Instant::now();
-        match timeout_at(deadline, session.open(ask, patience, early)).await {
-            Ok(Ok((pipe, stream))) => {
-                self.metrics.dialled(opening.elapsed());
-                Ok((Far::Session(pipe), Account::new(Some(stream), &self.metrics)))
-            }
-            Ok(Err(refusal)) => Err(refusal),
-            Err(_) => {
-                let why = format_args!(
-                    "the agent of node {node} did not answer within {} s",
-                    left.as_secs_f32().round()
-                );
-                Err(Refusal::new(Reason::AgentTimeout, why))
+        let mut session = self.sessions.newest(node.as_str()).ok_or_else(|| no_session(node))?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let on_the_way = session.round_trip().unwrap_or_default() * 2 + Duration::from_millis(200);
+            let patience = left.saturating_sub(on_the_way.min(left / 2));
+            let most = self.limits.max_streams_per_node;
+            match timeout_at(deadline, session.open(ask, most, patience, early.clone())).await {
+                Ok(Ok((pipe, stream))) => {
+                    self.metrics.dialled(opening.elapsed());
+                    return Ok((Far::Session(pipe), Account::new(Some(stream), &self.metrics)));
+                }
+                // What went along may have arrived: then it is not said twice.
+                Ok(Err(refusal)) if refusal.reason == Reason::NoSession && early.is_empty() => {
+                    session = self.successor(node, &session, deadline).await.ok_or(refusal)?;
+                }
+                Ok(Err(refusal)) => return Err(refusal),
+                Err(_) => {
+                    let waited = left.as_secs_f32().round();
+                    let why = format_args!("the agent of node {node} did not answer within {waited} s");
+                    return Err(Refusal::new(Reason::AgentTimeout, why));
+                }
             }
         }
+    }
+
+    /// The session that follows one that has just ended or takes no new streams: an agent with a renewed certificate
+    /// has its next one within a few round trips.
+    async fn successor(&self, node: &Name, old: &Arc<Session>, deadline: Instant) -> Option<Arc<Session>> {
+        const WAIT: Duration = Duration::from_secs(2);
+        let deadline = deadline.min(Instant::now() + WAIT);
+        while Instant::now() < deadline {
+            match self.sessions.newest(node.as_str()) {
+                Some(session) if !Arc::ptr_eq(&session, old) => return Some(session),
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
+        None
     }
 
     async fn directly(
@@ -231,6 +247,10 @@ impl Gate {
             Err(_) => Err(Refusal::new(Reason::Timeout, format_args!("{target} did not answer"))),
         }
     }
+}
+
+fn no_session(node: &Name) -> Refusal {
+    Refusal::new(Reason::NoSession, format_args!("no agent of node {node} is connected"))
 }
 
 impl Account {

@@ -86,7 +86,10 @@ impl Agents {
         let who = leaf.and_then(|leaf| Ok((leaf.node()?, leaf.not_after)));
         let hello = read_hello(&mut stream).await?;
         let decided = match (who, hello) {
-            (Err(why), _) => Err((hello::TurnedAway::UnknownNode, why.to_string())),
+            (Err(why), _) => {
+                log::warn!("agent at {remote}: {why}");
+                Err((hello::TurnedAway::UnknownNode, why.to_string()))
+            }
             (_, Err(NotAHello::Version)) => Err((hello::TurnedAway::Version, NotAHello::Version.to_string())),
             (_, Err(why)) => Err((hello::TurnedAway::Malformed, why.to_string())),
             (Ok((node, not_after)), Ok(hello)) => {
@@ -132,6 +135,8 @@ impl Agents {
             Admitted::Session => {
                 let session = Session::new(node, &hello, remote, opener);
                 self.sessions.enter(&session);
+                // The list may have changed since it was asked.
+                self.sessions.keep_only(&self.nodes.borrow().clone());
                 self.metrics.sessions(self.sessions.len());
                 let why = until(live, &session, not_after).await;
                 self.sessions.leave(&session);
@@ -140,7 +145,9 @@ impl Agents {
                 log::info!("node {}: session {} ended: {why}", session.node, session.id);
             }
             Admitted::Extra(session) => {
-                let connection = session.join(opener);
+                let Some(connection) = session.join(opener) else {
+                    return log::info!("node {node} at {remote}: one connection too many");
+                };
                 let why = tokio::select! {
                     why = until(live, &session, not_after) => why,
                     () = session.idle(&connection) => "not needed any more".into(),

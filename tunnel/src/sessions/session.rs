@@ -25,7 +25,10 @@ use std::{
     },
     time::{Duration, SystemTime},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 /// Connections a session has at most.
 pub const CONNECTIONS_LIMIT: usize = 8;
@@ -60,7 +63,10 @@ pub struct Session {
     pub bytes_out: AtomicU64,
     start: Instant,
     next_stream: AtomicU64,
+    /// Streams, those that are being opened too.
+    count: Arc<AtomicUsize>,
     closing: watch::Sender<Option<&'static str>>,
+    leaving: AtomicBool,
     pool: Mutex<Pool>,
 }
 
@@ -155,7 +161,9 @@ impl Session {
             bytes_out: AtomicU64::new(0),
             start: Instant::now(),
             next_stream: AtomicU64::new(1),
+            count: Arc::default(),
             closing: watch::Sender::new(None),
+            leaving: AtomicBool::new(false),
             pool: Mutex::new(Pool { connections: vec![first], ..Pool::default() }),
         })
     }
@@ -172,9 +180,14 @@ impl Session {
         why.unwrap_or("closed")
     }
 
-    /// How many streams it has.
+    /// Whether its agent takes new streams, as far as is known.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    /// How many streams it has, those that are being opened too.
     pub fn streams(&self) -> usize {
-        self.pool().streams.len()
+        self.count.load(Relaxed)
     }
 
     /// How many connections it has.
@@ -202,19 +215,28 @@ impl Session {
         }
     }
 
-    /// Opens a stream to a target on the node.
+    /// Opens a stream to a target on the node, unless it has `most` already.
     ///
     /// # Errors
-    /// What the agent says, or `no-session` when its connection is lost meanwhile.
+    /// `too-many`, what the agent says, or `no-session` when its connection is lost meanwhile.
     pub async fn open(
         self: &Arc<Self>,
         target: &Target,
+        most: usize,
         patience: Duration,
         early: Bytes,
     ) -> Result<(Pipe, Stream), Refusal> {
+        // Dials under way count: a kubelet that does not answer must not collect them.
+        let place = Counted::take(&self.count, most).ok_or_else(|| {
+            Refusal::new(Reason::TooMany, format_args!("node {} has {most} streams already", self.node))
+        })?;
         let first = self.first().ok_or(Reason::NoSession)?;
         let number = self.next_stream.fetch_add(1, Relaxed);
-        let (pipe, mover) = first.opener.open(target, number, patience, early).await?;
+        let opened = first.opener.open(target, number, patience, early).await;
+        if opened.as_ref().is_err_and(|refusal| refusal.reason == Reason::NoSession) {
+            self.leaving.store(true, Relaxed);
+        }
+        let (pipe, mover) = opened?;
         let live = Arc::new(Live {
             number,
             mover,
@@ -230,21 +252,21 @@ impl Session {
         if first.bulk.load(Relaxed) > 0 {
             self.settle();
         }
-        Ok((
-            pipe,
-            Stream { session: self.clone(), live, bytes_in: AtomicU64::new(0), bytes_out: AtomicU64::new(0) },
-        ))
+        Ok((pipe, Stream { session: self.clone(), live, _place: place }))
     }
 
-    /// Adds a connection, and moves to it what belongs there.
-    pub fn join(self: &Arc<Self>, opener: Opener) -> Arc<Connection> {
+    /// Adds a connection, and moves to it what belongs there; none when the session has as many as it may have.
+    pub fn join(self: &Arc<Self>, opener: Opener) -> Option<Arc<Connection>> {
         let connection = Connection::new(opener);
         let mut pool = self.pool();
+        if pool.connections.len() >= CONNECTIONS_LIMIT {
+            return None;
+        }
         pool.asked = None;
         pool.connections.push(connection.clone());
         drop(pool);
         self.settle();
-        connection
+        Some(connection)
     }
 
     /// Removes a connection.
@@ -288,7 +310,7 @@ impl Session {
                     if pool.asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
                         pool.asked = Some(Instant::now());
                         let first = pool.connections[0].clone();
-                        tokio::spawn(async move { first.opener.ask_for_extra().await });
+                        tokio::spawn(async move { timeout(ASK_AGAIN, first.opener.ask_for_extra()).await });
                     }
                 }
             }
@@ -354,10 +376,24 @@ impl Live {
 pub struct Stream {
     session: Arc<Session>,
     live: Arc<Live>,
-    /// Bytes to the node.
-    pub bytes_in: AtomicU64,
-    /// Bytes from the node.
-    pub bytes_out: AtomicU64,
+    _place: Counted,
+}
+
+/// Counts one for as long as it lives.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn take(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let more = |now: usize| (now < most).then_some(now + 1);
+        count.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Self(count.clone()))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Stream {
@@ -386,13 +422,11 @@ impl Stream {
 
 impl Meter for Stream {
     fn sent(&self, bytes: usize) {
-        self.bytes_in.fetch_add(bytes as u64, Relaxed);
         self.session.bytes_in.fetch_add(bytes as u64, Relaxed);
         self.count(bytes);
     }
 
     fn received(&self, bytes: usize) {
-        self.bytes_out.fetch_add(bytes as u64, Relaxed);
         self.session.bytes_out.fetch_add(bytes as u64, Relaxed);
         self.count(bytes);
     }

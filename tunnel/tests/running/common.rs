@@ -40,6 +40,7 @@ use tunnel::{
     tls,
 };
 
+#[path = "common/pki.rs"]
 pub mod pki;
 pub use pki::Pki;
 

@@ -166,3 +166,30 @@ async fn files_are_read_again_and_no_stream_notices() {
     as_agent(&world, &server, "node1").await.unwrap();
     drop(agent);
 }
+
+/// Only the server opens streams: an agent that tries ends its own connection, and nothing else.
+#[tokio::test]
+async fn an_agent_that_opens_streams_is_dropped() {
+    let world = World::new();
+    let server = world.server();
+    let _good = world.agent("node2", server.agents, echo().await);
+    server.sessions(1).await;
+    world.pki.node("node1");
+    let config = world.agent_config("node1", server.agents, "127.0.0.1:1".parse().unwrap());
+    let tls = tls::client(config.pair.clone(), config.server_ca.clone()).unwrap();
+    let id = |text| Id::parse(text).unwrap();
+    let hello = Hello { instance: id("i"), session: id("s"), role: Role::Session };
+    let connected =
+        connect(&config, &config.servers[0], &tls, &hello).await.map_err(|why| why.to_string()).unwrap();
+    let (mut h2, connection) = h2::client::handshake(connected.stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::builder().method("CONNECT").uri("node2:10250").body(()).unwrap();
+    let answered = match h2.send_request(request, false) {
+        Ok((response, _send)) => response.await.map(|_| ()),
+        Err(error) => Err(error),
+    };
+    assert!(answered.is_err(), "somebody served it");
+    within(Duration::from_secs(5), connection).await.unwrap().unwrap_err();
+    server.sessions(1).await;
+    ping(&mut server.connect("node2:10250").await.unwrap()).await;
+}

@@ -13,8 +13,11 @@
 
 mod common;
 mod cuts;
+mod far;
 mod identity;
 mod life;
 mod refusals;
 mod stalls;
+mod storm;
 mod through;
+mod wan;

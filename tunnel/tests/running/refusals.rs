@@ -2,11 +2,11 @@
 
 use crate::common::*;
 use socket2::{Domain, Socket, Type};
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tunnel::{config::server::NodeSource, refusal::Reason};
 
@@ -72,13 +72,24 @@ async fn a_kubelet_that_does_not_answer_is_told_within_the_time() {
     let world = World::new();
     let mut config = world.server_config();
     config.limits.dial_timeout = Duration::from_secs(2);
-    let server = world.server_with(config);
+    config.limits.max_streams_per_node = 2;
+    let server = Arc::new(world.server_with(config));
     let (hole, _sockets) = blackhole();
     let _agent = world.agent("node1", server.agents, hole);
     server.sessions(1).await;
     let start = Instant::now();
+    let dials =
+        [server.clone(), server.clone()].map(|server| async move { server.connect("node1:10250").await });
+    let dials = tokio::spawn(futures_util::future::join_all(dials));
+    sleep(Duration::from_millis(200)).await;
+    // Dials under way count for the node's cap: nobody piles them up.
     let refused = server.connect("node1:10250").await.unwrap_err();
-    assert!(refused.starts_with("HTTP/1.1 504 timeout: "), "{refused}");
+    assert!(refused.starts_with("HTTP/1.1 429 too-many: "), "{refused}");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    for dial in dials.await.unwrap() {
+        let refused = dial.unwrap_err();
+        assert!(refused.starts_with("HTTP/1.1 504 timeout: "), "{refused}");
+    }
     assert!(start.elapsed() <= Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
@@ -99,7 +110,8 @@ async fn a_hostile_server_reaches_nothing_else() {
         "0.0.0.0:10250",
         "node2:10250",
     ] {
-        let asked = session.open(&target.parse().unwrap(), Duration::from_secs(5), Default::default()).await;
+        let asked =
+            session.open(&target.parse().unwrap(), 9, Duration::from_secs(5), Default::default()).await;
         let Err(refusal) = asked else { panic!("{target} was let in") };
         assert_eq!(refusal.reason, Reason::DeniedByAgent, "{target}: {refusal}");
     }
@@ -166,14 +178,14 @@ async fn caps_are_kept() {
         UnixStream::connect(&server.socket).await.unwrap(),
         UnixStream::connect(&server.socket).await.unwrap(),
     ];
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    sleep(Duration::from_millis(100)).await;
     let refused = server.connect("node1:10250").await.unwrap_err();
     assert!(refused.starts_with("HTTP/1.1 429 too-many: unix"), "{refused}");
     // Another caller has its own.
     let other = server.connect_tls(&world.pki, "node1:10250").await.unwrap_err();
     assert!(other.contains("too-many: node"), "{other}");
     streams.pop();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    sleep(Duration::from_millis(100)).await;
     server.connect_tls(&world.pki, "node1:10250").await.unwrap();
 }
 
