@@ -10,7 +10,7 @@ pub mod session;
 use crate::{
     audit::Escaped,
     hello::{Hello, Id, Role, TurnedAway},
-    nodes::Nodes,
+    nodes::{Nodes, Source},
     target::Name,
 };
 use admission::{Decision, Known};
@@ -19,7 +19,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,6 +32,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 #[derive(Debug, Default)]
 pub struct Sessions {
     nodes: Mutex<HashMap<Name, Node>>,
+    count: AtomicUsize,
     draining: AtomicBool,
 }
 
@@ -168,8 +169,10 @@ impl Sessions {
             here.taken_over = Some(Instant::now());
         }
         here.sessions.push(session.clone());
+        self.count.fetch_add(1, Relaxed);
         if here.sessions.len() > admission::SESSIONS_LIMIT {
             here.sessions.remove(0).close("too many agents with this node's certificate");
+            self.count.fetch_sub(1, Relaxed);
         }
         log::info!("node {}: session {} from {}", session.node, session.id, session.remote);
     }
@@ -178,7 +181,9 @@ impl Sessions {
     pub fn leave(&self, session: &Arc<Session>) {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(here) = nodes.get_mut(session.node.as_str()) else { return };
+        let before = here.sessions.len();
         here.sessions.retain(|other| !Arc::ptr_eq(other, session));
+        self.count.fetch_sub(before - here.sessions.len(), Relaxed);
         if here.sessions.is_empty() {
             nodes.remove(session.node.as_str());
         }
@@ -187,9 +192,14 @@ impl Sessions {
     /// Ends the sessions of nodes that are not in the list any more.
     pub fn keep_only(&self, list: &Nodes) {
         for session in self.list() {
-            if list.source() != crate::nodes::Source::Pending && !list.admits(&session.node) {
-                session.close("the node is not in the list of nodes any more");
-            }
+            self.keep_if_admitted(&session, list);
+        }
+    }
+
+    /// Ends a session whose node is not in the list.
+    pub fn keep_if_admitted(&self, session: &Session, list: &Nodes) {
+        if list.source() != Source::Pending && !list.admits(&session.node) {
+            session.close("the node is not in the list of nodes any more");
         }
     }
 }

@@ -27,6 +27,10 @@ use std::{
 /// What our agents and servers agree to speak after the handshake.
 pub const ALPN: &[u8] = b"etun/1";
 
+/// What a connection between our own ends may hold encrypted and unsent: more than a frame of the carrier, so that a
+/// frame is one write. (rustls' own 64 KiB cut every frame's last bytes into a record and a write of their own.)
+pub const BUFFER: usize = 256 << 10;
+
 /// Where a certificate chain and its key lie; the same file twice is fine, as kubelet keeps them.
 #[derive(Debug, Clone)]
 pub struct KeyPair {

@@ -74,7 +74,9 @@ pub async fn connect(
     let greet = async {
         let connector = TlsConnector::from(client.config.clone());
         let mut stream = connector
-            .connect(name.clone(), Link::new(socket))
+            .connect_with(name.clone(), Link::new(socket), |connection| {
+                connection.set_buffer_limit(Some(tls::BUFFER))
+            })
             .await
             .map_err(|error| Failure::Step("TLS", tls::explain(&error, "the server")))?;
         let said = async {

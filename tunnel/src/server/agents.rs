@@ -77,7 +77,9 @@ impl Agents {
     ) -> io::Result<Option<Guest>> {
         link::tune(&socket);
         handshake.talks(&socket).await?;
-        let mut stream = TlsAcceptor::from(tls.get().config.clone()).accept(link::Link::new(socket)).await?;
+        let mut stream = TlsAcceptor::from(tls.get().config.clone())
+            .accept_with(link::Link::new(socket), |connection| connection.set_buffer_limit(Some(tls::BUFFER)))
+            .await?;
         if stream.get_ref().1.alpn_protocol() != Some(tls::ALPN) {
             return Err(io::Error::other("no agent of ours: it does not speak etun/1"));
         }
@@ -136,7 +138,7 @@ impl Agents {
                 let session = Session::new(node, &hello, remote, opener);
                 self.sessions.enter(&session);
                 // The list may have changed since it was asked.
-                self.sessions.keep_only(&self.nodes.borrow().clone());
+                self.sessions.keep_if_admitted(&session, &self.nodes.borrow().clone());
                 self.metrics.sessions(self.sessions.len());
                 let why = until(live, &session, not_after).await;
                 self.sessions.leave(&session);
