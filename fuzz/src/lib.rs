@@ -4,6 +4,12 @@
 //! kept because they once reached something new. A target fails by panicking.
 
 use cni::{Environment, Error, NetConf, Request, Success, Version};
+use tunnel::{
+    config::outbound,
+    connect::{HEAD_LIMIT, Progress, Reader},
+    hello::{Answer, BODY_LIMIT, HEADER, Hello, body_length},
+    target::Target,
+};
 
 /// A whole call: `NAME=VALUE` lines, an empty line, then stdin.
 pub fn request(data: &[u8]) {
@@ -69,4 +75,64 @@ pub fn subnet_env(data: &[u8]) {
 fn told(error: &Error, version: Version) {
     assert!(error.code > 0 && !error.msg.is_empty(), "{error:?}");
     assert_eq!(error.render(version)["cniVersion"], version.as_str());
+}
+
+/// The head of a CONNECT. However it is cut, the outcome is the same; a refusal is one well-formed answer.
+pub fn connect(data: &[u8]) {
+    let whole = Reader::new().push(data);
+    for size in [1, 7, 4096] {
+        let mut reader = Reader::new();
+        let mut pushed = 0;
+        let mut pieces = Progress::More;
+        for piece in data.chunks(size) {
+            pushed += piece.len();
+            pieces = reader.push(piece);
+            if pieces != Progress::More {
+                break;
+            }
+        }
+        match (&whole, &mut pieces) {
+            (Progress::Done(whole), Progress::Done(request)) => {
+                request.early = [&request.early[..], &data[pushed..]].concat().into();
+                assert_eq!(whole, request);
+            }
+            (whole, pieces) => assert_eq!(whole, pieces),
+        }
+    }
+    match whole {
+        Progress::More => assert!(data.len() <= HEAD_LIMIT),
+        Progress::Done(request) => {
+            assert_eq!(Target::parse(request.target.to_string().as_bytes()), Ok(request.target));
+            assert!(data.ends_with(&request.early));
+        }
+        Progress::Refused(refusal) => {
+            let answer = refusal.response();
+            let head = String::from_utf8_lossy(&answer);
+            let (head, body) = head.split_once("\r\n\r\n").unwrap_or_default();
+            assert!(head.lines().count() <= 5 && head.is_ascii() && !body.is_empty(), "{head}");
+        }
+    }
+}
+
+/// A hello and the answer to it, as a reader of the socket takes them apart.
+pub fn hello(data: &[u8]) {
+    let Some((header, rest)) = data.split_first_chunk::<HEADER>() else { return };
+    let Ok(length) = body_length(*header) else { return };
+    assert!(length <= BODY_LIMIT);
+    let Some(body) = rest.get(..length) else { return };
+    if let Ok(hello) = Hello::decode(body) {
+        assert_eq!(Hello::decode(&hello.encode()[HEADER..]), Ok(hello));
+    }
+    if let Ok(answer) = Answer::decode(body) {
+        assert_eq!(Answer::decode(&answer.encode()[HEADER..]), Ok(answer));
+    }
+}
+
+/// What a proxy on the agent's way out answers.
+pub fn proxy_answer(data: &[u8]) {
+    match outbound::answered(data) {
+        Ok(Some(length)) => assert!(length <= data.len()),
+        Ok(None) => assert!(data.len() < outbound::ANSWER_LIMIT),
+        Err(why) => assert!(why.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{why}"),
+    }
 }

@@ -38,3 +38,18 @@ fn config() {
 fn subnet_env() {
     replay("subnet_env", fuzz::subnet_env);
 }
+
+#[test]
+fn connect() {
+    replay("connect", fuzz::connect);
+}
+
+#[test]
+fn hello() {
+    replay("hello", fuzz::hello);
+}
+
+#[test]
+fn proxy_answer() {
+    replay("proxy_answer", fuzz::proxy_answer);
+}

@@ -72,6 +72,8 @@ fn client(config: Config) -> Result<Client, kube::Error> {
     tcp.set_keepalive_interval(Some(every));
     tcp.set_keepalive_retries(Some(times));
     tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    // Said, not guessed: with another crate's provider in the same build rustls would not choose. The first one stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let tls = config.rustls_https_connector_with_connector(tcp)?;
     // One is kept, for the next page of a list; it goes with the client.
     let http = legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(1).build::<_, Body>(tls);

@@ -1,0 +1,270 @@
+//! What the tunnel costs and gives, beside a plain rustls relay, in one interleaved run: `cargo bench -p tunnel`.
+//!
+//! Everything happens in two network namespaces with a WAN between, made and removed here (root is needed). The relay
+//! is the floor: one TLS connection for every stream, 64 KiB copies, nothing else. Words on the command line choose
+//! parts: `throughput`, `wan`, `latency`, `memory`; `rounds=N`, `seconds=N`, `agents=N` change how long it takes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs,
+    dead_code,
+    reason = "a measuring program, made of the tests' parts"
+)]
+
+#[path = "../../tests/running/common.rs"]
+mod common;
+mod peers;
+#[path = "../../tests/running/wan.rs"]
+mod wan;
+
+use common::{World, ask};
+use peers::{Subject, Which};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use wan::Wan;
+
+struct Options {
+    words: Vec<String>,
+}
+
+impl Options {
+    fn part(&self, part: &str) -> bool {
+        let parts: Vec<_> =
+            self.words.iter().filter(|word| !word.contains('=') && !word.starts_with("--")).collect();
+        parts.is_empty() || parts.iter().any(|word| *word == part)
+    }
+
+    fn number(&self, name: &str, usual: usize) -> usize {
+        let given = self.words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        given.map_or(usual, |number| number.parse().unwrap())
+    }
+}
+
+fn main() {
+    if let Ok(role) = std::env::var("ETUN_BENCH_ROLE") {
+        return peers::play(&role);
+    }
+    let options = Options { words: std::env::args().skip(1).collect() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        println!("{:56} {:>9} {:>9} {:>7}  goal", "", "floor", "ours", "ratio");
+        if options.part("throughput") {
+            throughput(&options, Duration::ZERO, 0).await;
+        }
+        if options.part("latency") {
+            latency(&options).await;
+        }
+        if options.part("wan") {
+            throughput(&options, Duration::from_millis(20), 0).await;
+            throughput(&options, Duration::from_millis(100), 10_000).await;
+        }
+        if options.part("memory") {
+            memory(&options).await;
+        }
+    });
+}
+
+/// Figures of one row, floor and ours.
+#[derive(Default, Clone)]
+struct Row([Vec<f64>; 2]);
+
+impl Row {
+    fn add(&mut self, which: Which, figure: f64) {
+        self.0[which as usize].push(figure);
+    }
+
+    fn print(&self, name: &str, goal: &str) {
+        let median = |figures: &Vec<f64>| {
+            let mut sorted = figures.clone();
+            sorted.sort_by(f64::total_cmp);
+            sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        let [floor, ours] = [median(&self.0[0]), median(&self.0[1])];
+        println!("{name:56} {floor:9.3} {ours:9.3} {:7.2}  {goal}", ours / floor);
+    }
+}
+
+/// A stream, and what it shall be.
+async fn open(socket: &Path, what: u8) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    ask(&mut stream, "node1:10250").await.unwrap();
+    stream.write_all(&[what]).await.unwrap();
+    stream
+}
+
+/// Moves bytes on some streams; Gbit/s and CPU seconds per GB at both ends.
+async fn bulk(subject: &Subject, streams: usize, down: bool, seconds: u64) -> (f64, f64, f64) {
+    let moved = Arc::new(AtomicU64::new(0));
+    let mut tasks = JoinSet::new();
+    for _ in 0..streams {
+        let mut stream = open(&subject.socket, if down { b'D' } else { b'U' }).await;
+        let moved = moved.clone();
+        tasks.spawn(async move {
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let bytes = if down { stream.read(&mut buffer).await } else { stream.write(&buffer).await };
+                match bytes {
+                    Ok(bytes) if bytes > 0 => moved.fetch_add(bytes as u64, Relaxed),
+                    _ => return,
+                };
+            }
+        });
+    }
+    // Slow start and the way to connections of their own are not what is measured.
+    sleep(Duration::from_secs(2)).await;
+    let (start, before, cpu) = (Instant::now(), moved.load(Relaxed), subject.cpu());
+    sleep(Duration::from_secs(seconds)).await;
+    let (bytes, time) = ((moved.load(Relaxed) - before) as f64, start.elapsed().as_secs_f64());
+    let after = subject.cpu();
+    tasks.shutdown().await;
+    sleep(Duration::from_millis(300)).await;
+    let per_gb = |end: usize| (after[end] - cpu[end]) / (bytes / 1e9);
+    (bytes * 8.0 / 1e9 / time, per_gb(0), per_gb(1))
+}
+
+async fn throughput(options: &Options, round_trip: Duration, loss: u32) {
+    let (rounds, seconds) = (options.number("rounds", 3), options.number("seconds", 4) as u64);
+    let world = World::new();
+    let wan = Wan::new(round_trip, loss);
+    let subjects = [Subject::floor(&world, &wan).await, Subject::ours(&world, &wan).await];
+    let link = format!("{} ms, {} % loss", round_trip.as_millis(), loss / 10_000);
+    for (streams, down) in [(1, true), (1, false), (8, true), (8, false)] {
+        let mut rows: [Row; 3] = Default::default();
+        for _ in 0..rounds {
+            for subject in &subjects {
+                let (rate, server, agent) = bulk(subject, streams, down, seconds).await;
+                for (row, figure) in rows.iter_mut().zip([rate, server, agent]) {
+                    row.add(subject.which, figure);
+                }
+            }
+        }
+        let way = if down { "down" } else { "up" };
+        let goal = if loss > 0 && streams == 8 && down { ">= 0.8 Gbit/s" } else { ">= 0.8 x" };
+        rows[0].print(&format!("{streams} stream {way}, {link}, Gbit/s"), goal);
+        if round_trip.is_zero() {
+            rows[1].print("  CPU at the server, s/GB", "<= 1.0");
+            rows[2].print("  CPU at the agent, s/GB", "<= 1.0");
+        }
+    }
+}
+
+/// Median and 99th percentile, milliseconds.
+fn percentiles(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+async fn pings(socket: &Path, count: usize) -> (f64, f64) {
+    let mut stream = open(socket, b'E').await;
+    let (mut times, mut buffer) = (Vec::new(), [0; 64]);
+    for _ in 0..count {
+        let start = Instant::now();
+        stream.write_all(&buffer).await.unwrap();
+        timeout(Duration::from_secs(10), stream.read_exact(&mut buffer)).await.unwrap().unwrap();
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    percentiles(times)
+}
+
+async fn connects(socket: &Path, count: usize) -> (f64, f64) {
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        let mut stream = open(socket, b'E').await;
+        stream.write_all(&[1]).await.unwrap();
+        stream.read_exact(&mut [0]).await.unwrap();
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    percentiles(times)
+}
+
+async fn latency(options: &Options) {
+    let rounds = options.number("rounds", 3);
+    let world = World::new();
+    let wan = Wan::new(Duration::ZERO, 0);
+    let subjects = [Subject::floor(&world, &wan).await, Subject::ours(&world, &wan).await];
+    let mut rows: [Row; 8] = Default::default();
+    for _ in 0..rounds {
+        for subject in &subjects {
+            let socket = &subject.socket;
+            let connect = connects(socket, 300).await;
+            let alone = pings(socket, 3000).await;
+            let still = open(socket, b'D').await;
+            sleep(Duration::from_secs(1)).await;
+            let beside_still = pings(socket, 2000).await;
+            drop(still);
+            let mut flow = open(socket, b'D').await;
+            let drain = tokio::spawn(async move {
+                let mut buffer = vec![0; 64 << 10];
+                while flow.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+            });
+            sleep(Duration::from_secs(1)).await;
+            let beside_bulk = pings(socket, 2000).await;
+            drain.abort();
+            sleep(Duration::from_millis(300)).await;
+            let figures = [connect, alone, beside_still, beside_bulk].map(|(p50, p99)| [p50, p99]);
+            for (row, figure) in rows.iter_mut().zip(figures.concat()) {
+                row.add(subject.which, figure);
+            }
+        }
+    }
+    let names = [
+        ("new connection + 1 byte, ms p50", "<= 0.5"),
+        ("                            p99", ""),
+        ("ping-pong alone, ms p50", "<= 0.13"),
+        ("                    p99", "<= 0.4"),
+        ("ping-pong beside a stalled reader, ms p50", "unchanged"),
+        ("                                      p99", "unchanged"),
+        ("ping-pong beside a download, ms p50", "<= 0.2"),
+        ("                                p99", "<= 5"),
+    ];
+    for (row, (name, goal)) in rows.iter().zip(names) {
+        row.print(name, goal);
+    }
+}
+
+async fn memory(options: &Options) {
+    let (streams, agents) = (options.number("streams", 1000), options.number("agents", 1000));
+    let world = World::new();
+    let wan = Wan::new(Duration::ZERO, 0);
+    let subject = Subject::ours(&world, &wan).await;
+    connects(&subject.socket, 50).await;
+    let kib = |name: &str, bytes: f64, goal: &str| {
+        println!("{name:56} {:>9} {:9.1} {:>7}  {goal}", "", bytes / 1024.0, "")
+    };
+    let idle = subject.memory();
+    kib("agent idle, KiB", idle[1], "<= 8192");
+    let mut open_streams = Vec::new();
+    for _ in 0..streams {
+        open_streams.push(open(&subject.socket, b'E').await);
+    }
+    sleep(Duration::from_secs(2)).await;
+    let busy = subject.memory();
+    kib("server, each idle stream, KiB", (busy[0] - idle[0]) / streams as f64, "<= 10");
+    kib("agent, each idle stream, KiB", (busy[1] - idle[1]) / streams as f64, "<= 10");
+    drop((open_streams, subject));
+    let subject = Subject::crowd(&world, &wan, agents).await;
+    kib("server, each idle agent, KiB", (subject.memory()[0] - idle[0]) / agents as f64, "<= 50");
+    let start = Instant::now();
+    let (subject, back) = subject.restart(&world, &wan, agents).await;
+    println!(
+        "{:56} {:>9} {:9.1} {:>7}  all of {agents}, jitter included",
+        "agents back after a restart, s", "", back, ""
+    );
+    drop((subject, start));
+}

@@ -1,0 +1,59 @@
+//! How long to wait between tries: decorrelated jitter, so that thousands of agents that lost one server do not come
+//! back in step. Pure: takes its random source as an argument.
+
+use std::time::Duration;
+
+/// The least wait after a failed try.
+const LEAST: Duration = Duration::from_millis(500);
+
+/// The most while the outage is young: a server that restarts is found again within ten seconds.
+const MOST_SHORT: Duration = Duration::from_secs(5);
+
+/// The most after a long outage.
+const MOST: Duration = Duration::from_secs(30);
+
+/// An outage is young for this long.
+const SHORT: Duration = Duration::from_secs(60);
+
+/// The wait after a session that stood is lost: its server may be gone for thousands at once.
+pub fn first(random: &mut fastrand::Rng) -> Duration {
+    Duration::from_secs(1).mul_f64(random.f64())
+}
+
+/// The wait after a failed try, when the one before was `last` and there has been no session for `outage`.
+pub fn next(last: Duration, outage: Duration, random: &mut fastrand::Rng) -> Duration {
+    let most = if outage < SHORT { MOST_SHORT } else { MOST };
+    let upper = (last * 3).clamp(LEAST, most);
+    LEAST + (upper - LEAST).mul_f64(random.f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn waits_grow_and_stay_within_bounds(seed in any::<u64>()) {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut outage, mut last) = (Duration::ZERO, first(&mut random));
+            prop_assert!(last <= Duration::from_secs(1));
+            for _ in 0..200 {
+                last = next(last, outage, &mut random);
+                prop_assert!(last >= LEAST && last <= MOST);
+                prop_assert!(outage >= SHORT || last <= MOST_SHORT);
+                outage += last;
+            }
+        }
+    }
+
+    #[test]
+    fn two_thousand_agents_do_not_come_in_step() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut per_100_ms = [0; 10];
+        for _ in 0..2000 {
+            per_100_ms[(first(&mut random).as_millis() / 100) as usize] += 1;
+        }
+        assert!(per_100_ms.iter().all(|&count| (120..280).contains(&count)), "{per_100_ms:?}");
+    }
+}

@@ -1,0 +1,275 @@
+//! `edge-tunnel server`: its flags, and what they mean together.
+
+use super::{LogFormat, Mistakes, cap, certificates, duration, given, listen, path, wait};
+use crate::{
+    network::Network,
+    nodes::{api::ApiSource, file, selector},
+    tls::{self, KeyPair},
+};
+use clap::Args;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The flags as written.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServerArgs {
+    /// Where agents dial: ADDRESS:PORT, or :PORT for every address
+    #[arg(long, env = "EDGE_TUNNEL_LISTEN", value_name = "ADDR")]
+    listen: Option<String>,
+    /// The server's certificate, shown on every TLS listener (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// Its key (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<String>,
+    /// The CA of agents' certificates, usually the cluster's (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_AGENT_CA", value_name = "FILE")]
+    agent_ca: Option<String>,
+    /// The CA of callers' certificates: kube-apiserver's (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_CALLER_CA", value_name = "FILE")]
+    caller_ca: Option<String>,
+    /// A common name or subjectAltName that may call; without one, every certificate of --caller-ca may
+    #[arg(long, env = "EDGE_TUNNEL_CALLER_NAME", value_name = "NAME", value_delimiter = ',')]
+    caller_name: Vec<String>,
+    /// HTTP CONNECT for kube-apiserver, with client certificates of --caller-ca
+    #[arg(long, env = "EDGE_TUNNEL_EGRESS_LISTEN", value_name = "ADDR")]
+    egress_listen: Option<String>,
+    /// HTTP CONNECT for kube-apiserver on a unix socket, guarded by its mode 0660
+    #[arg(long, env = "EDGE_TUNNEL_EGRESS_SOCKET", value_name = "PATH")]
+    egress_socket: Option<String>,
+    /// Where Nodes come from; without it and --nodes-file, the service account of the pod, if there is one
+    #[arg(long, env = "EDGE_TUNNEL_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<String>,
+    /// Nodes as JSON: [{"name", "addresses": [], "podCIDRs": [], "direct": false}]; followed
+    #[arg(long, env = "EDGE_TUNNEL_NODES_FILE", value_name = "FILE")]
+    nodes_file: Option<String>,
+    /// Labels of the nodes that are dialled from here: cloud nodes
+    #[arg(long, env = "EDGE_TUNNEL_DIRECT_NODES", value_name = "SELECTOR")]
+    direct_nodes: Option<String>,
+    /// A network dialled from here: services, webhooks, aggregated APIs
+    #[arg(long, env = "EDGE_TUNNEL_DIRECT_CIDR", value_name = "CIDR", value_delimiter = ',')]
+    direct_cidr: Vec<String>,
+    /// From the CONNECT to the status line
+    #[arg(long, env = "EDGE_TUNNEL_DIAL_TIMEOUT", value_name = "TIME", default_value = "10s")]
+    dial_timeout: Option<String>,
+    /// How long open streams may go on after SIGTERM
+    #[arg(long, env = "EDGE_TUNNEL_DRAIN", value_name = "TIME", default_value = "30s")]
+    drain: Option<String>,
+    /// TLS handshakes and heads under way, each listener
+    #[arg(long, env = "EDGE_TUNNEL_MAX_HANDSHAKES", value_name = "N", default_value = "200")]
+    max_handshakes: Option<String>,
+    /// Streams to one node
+    #[arg(long, env = "EDGE_TUNNEL_MAX_STREAMS_PER_NODE", value_name = "N", default_value = "1000")]
+    max_streams_per_node: Option<String>,
+    /// Streams of one caller's certificate
+    #[arg(long, env = "EDGE_TUNNEL_MAX_STREAMS_PER_CALLER", value_name = "N", default_value = "10000")]
+    max_streams_per_caller: Option<String>,
+    /// /metrics, /healthz, /readyz, /sessions
+    #[arg(long, env = "EDGE_TUNNEL_METRICS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:10267")]
+    metrics_listen: Option<String>,
+    /// text or json
+    #[arg(long, env = "EDGE_TUNNEL_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: Option<String>,
+}
+
+/// The configuration as used.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Where agents dial.
+    pub listen: SocketAddr,
+    /// The certificate of every TLS listener.
+    pub pair: KeyPair,
+    /// The CA of agents.
+    pub agent_ca: PathBuf,
+    /// Where kube-apiserver calls over TLS, and the CA of its certificate.
+    pub egress_listen: Option<(SocketAddr, PathBuf)>,
+    /// Which certificates of that CA may call; empty for all.
+    pub caller_names: Vec<String>,
+    /// Where kube-apiserver calls on this machine.
+    pub egress_socket: Option<PathBuf>,
+    /// Where nodes come from.
+    pub nodes: NodeSource,
+    /// What may be dialled from here.
+    pub direct: Vec<Network>,
+    /// The bounds.
+    pub limits: Limits,
+    /// Metrics and probes.
+    pub metrics_listen: SocketAddr,
+    /// The log's form.
+    pub log_format: LogFormat,
+}
+
+/// Where nodes come from.
+#[derive(Debug, Clone)]
+pub enum NodeSource {
+    /// Nowhere: every agent's certificate is believed.
+    None,
+    /// A file.
+    File(PathBuf),
+    /// The API server.
+    Api(ApiSource),
+}
+
+/// Times and numbers that bound what callers and agents can ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From the CONNECT to the status line.
+    pub dial_timeout: Duration,
+    /// How long open streams may go on after SIGTERM.
+    pub drain: Duration,
+    /// Handshakes in flight, each listener.
+    pub max_handshakes: usize,
+    /// Streams to one node.
+    pub max_streams_per_node: usize,
+    /// Streams of one caller.
+    pub max_streams_per_caller: usize,
+}
+
+impl ServerArgs {
+    /// Turns what was written into what is used. Reads the files that are named; `in_pod`: there is a service
+    /// account to fall back on ([`in_pod`]).
+    ///
+    /// # Errors
+    /// Every mistake there is.
+    pub fn check(&self, in_pod: bool) -> Result<ServerConfig, Mistakes> {
+        let mut mistakes = Mistakes::default();
+        let config = self.checked(in_pod, &mut mistakes);
+        mistakes.none_or(config)
+    }
+
+    fn checked(&self, in_pod: bool, mistakes: &mut Mistakes) -> Option<ServerConfig> {
+        // Everything is read before anything is missed.
+        let listen_at = mistakes.required("--listen", &self.listen, listen);
+        let cert = mistakes.required("--tls-cert", &self.tls_cert, path);
+        let key = mistakes.required("--tls-key", &self.tls_key, path);
+        let agent_ca = mistakes.required("--agent-ca", &self.agent_ca, path);
+        let caller_ca = mistakes.optional("--caller-ca", &self.caller_ca, path);
+        let egress_listen = mistakes.optional("--egress-listen", &self.egress_listen, listen);
+        let egress_socket = mistakes.optional("--egress-socket", &self.egress_socket, path);
+        let direct = mistakes
+            .every("--direct-cidr", &self.direct_cidr, |text| text.parse().map_err(|why| format!("{why}")));
+        let dial_timeout = mistakes.required("--dial-timeout", &self.dial_timeout, wait);
+        let drain = mistakes.required("--drain", &self.drain, duration);
+        let max_handshakes = mistakes.required("--max-handshakes", &self.max_handshakes, cap);
+        let max_streams_per_node =
+            mistakes.required("--max-streams-per-node", &self.max_streams_per_node, cap);
+        let max_streams_per_caller =
+            mistakes.required("--max-streams-per-caller", &self.max_streams_per_caller, cap);
+        let metrics_listen = mistakes.required("--metrics-listen", &self.metrics_listen, listen);
+        let log_format = mistakes.required("--log-format", &self.log_format, |text| {
+            text.parse().map_err(|why| format!("write {why}"))
+        });
+        let nodes = self.node_source(in_pod, mistakes);
+        let caller_names = mistakes.every("--caller-name", &self.caller_name, |text| Ok(text.to_owned()));
+
+        one_listener_each(
+            mistakes,
+            [
+                ("--listen", listen_at),
+                ("--egress-listen", egress_listen),
+                ("--metrics-listen", metrics_listen),
+            ],
+        );
+        if egress_listen.is_some() && caller_ca.is_none() {
+            mistakes.add("--egress-listen needs --caller-ca: who may call?");
+        }
+        if !caller_names.is_empty() && caller_ca.is_none() {
+            mistakes.add("--caller-name needs --caller-ca: it does not apply to --egress-socket");
+        }
+        let pair = mistakes.key_pair(cert, key);
+        for ca in [&agent_ca, &caller_ca].into_iter().flatten() {
+            let readable = mistakes.take(certificates(ca));
+            if let (Some(pair), Some(_)) = (&pair, readable) {
+                mistakes.take(tls::server(pair.clone(), Some(ca.clone()), true));
+            }
+        }
+        if let (Some(agents), Some(callers)) = (&agent_ca, &caller_ca)
+            && caller_names.is_empty()
+            && share_a_certificate(agents, callers)
+        {
+            mistakes.add("--caller-name is missing: --caller-ca and --agent-ca have a CA in common, which of its certificates may call?");
+        }
+        let egress_listen = match (egress_listen, caller_ca) {
+            (Some(address), Some(ca)) => Some((address, ca)),
+            _ => None,
+        };
+        Some(ServerConfig {
+            listen: listen_at?,
+            pair: pair?,
+            agent_ca: agent_ca?,
+            egress_listen,
+            caller_names,
+            egress_socket,
+            nodes: nodes?,
+            direct,
+            limits: Limits {
+                dial_timeout: dial_timeout?,
+                drain: drain?,
+                max_handshakes: max_handshakes?,
+                max_streams_per_node: max_streams_per_node?,
+                max_streams_per_caller: max_streams_per_caller?,
+            },
+            metrics_listen: metrics_listen?,
+            log_format: log_format?,
+        })
+    }
+
+    fn node_source(&self, in_pod: bool, mistakes: &mut Mistakes) -> Option<NodeSource> {
+        let kubeconfig = mistakes.optional("--kubeconfig", &self.kubeconfig, |text| {
+            kube::config::Kubeconfig::read_from(text).map_err(|error| error.to_string())?;
+            path(text)
+        });
+        let direct = mistakes.optional("--direct-nodes", &self.direct_nodes, selector::parse);
+        let file = given(&self.nodes_file);
+        let direct_given = given(&self.direct_nodes).is_some();
+        match (file, given(&self.kubeconfig)) {
+            (Some(_), Some(_)) => {
+                mistakes.add("--kubeconfig and --nodes-file are both given: nodes come from one place");
+                None
+            }
+            (Some(file), None) => {
+                if direct_given {
+                    mistakes.add("--direct-nodes needs labels, and --nodes-file has none: write \"direct\": true there");
+                }
+                mistakes.take(file::File::open(file.into())).map(|_| NodeSource::File(file.into()))
+            }
+            (None, Some(_)) => Some(NodeSource::Api(ApiSource { kubeconfig: Some(kubeconfig?), direct })),
+            (None, None) if in_pod => Some(NodeSource::Api(ApiSource { kubeconfig: None, direct })),
+            (None, None) => {
+                if direct_given {
+                    mistakes.add("--direct-nodes needs Nodes: give --kubeconfig, or run in a pod");
+                }
+                Some(NodeSource::None)
+            }
+        }
+    }
+}
+
+/// Whether this process runs in a pod that has a service account.
+pub fn in_pod() -> bool {
+    let token = Path::new("/var/run/secrets/kubernetes.io/serviceaccount/token");
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() && token.exists()
+}
+
+/// Two flags with one address would leave one of them without a listener. Port 0 is a free port each time.
+fn one_listener_each<const N: usize>(mistakes: &mut Mistakes, listeners: [(&str, Option<SocketAddr>); N]) {
+    let mut seen: Vec<(&str, SocketAddr)> = Vec::new();
+    for (flag, address) in listeners.into_iter().filter_map(|(flag, address)| Some((flag, address?))) {
+        if let Some((other, _)) = seen.iter().find(|(_, other)| *other == address && address.port() != 0) {
+            mistakes.add(format_args!("{other} and {flag} are both {address}"));
+        }
+        seen.push((flag, address));
+    }
+}
+
+/// Whether a certificate of the one file can be mistaken for one of the other's.
+fn share_a_certificate(one: &Path, other: &Path) -> bool {
+    let certificates = |path| certificates(path).unwrap_or_default();
+    !certificates(one).is_disjoint(&certificates(other))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+//! `edge-tunnel`: reads the command line and runs what it names.
+
+use anyhow::Result;
+use clap::Parser;
+use std::process::ExitCode;
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
+use tunnel::{
+    agent::Agent,
+    config::{
+        Cli, Command, LogFormat,
+        agent::AgentArgs,
+        server::{ServerArgs, in_pod},
+    },
+    logging,
+    server::Server,
+};
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Server(args) => serve(&args),
+        Command::Agent(args) => be_an_agent(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A mistake in the flags comes before the log could be started as they ask for.
+            logging::start(LogFormat::Text);
+            for line in format!("{error:#}").lines() {
+                log::error!("{line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: &ServerArgs) -> Result<()> {
+    let config = args.check(in_pod())?;
+    logging::start(config.log_format);
+    runtime(Builder::new_multi_thread())?.block_on(async {
+        let server = Server::bind(config)?;
+        log::info!("agents dial {}", server.agents_address()?);
+        Ok(server.run(told_to_stop()?).await?)
+    })
+}
+
+fn be_an_agent(args: &AgentArgs) -> Result<()> {
+    let config = args.check(|name| std::env::var(name).ok())?;
+    logging::start(config.log_format);
+    runtime(Builder::new_current_thread())?.block_on(async {
+        let agent = Agent::new(config).map_err(anyhow::Error::msg)?;
+        agent.run(told_to_stop()?).await;
+        Ok(())
+    })
+}
+
+fn runtime(mut builder: Builder) -> Result<Runtime> {
+    Ok(builder.enable_all().build()?)
+}
+
+/// Ready at SIGTERM or SIGINT.
+fn told_to_stop() -> Result<impl Future<Output = ()>> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}

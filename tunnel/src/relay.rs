@@ -1,0 +1,264 @@
+//! Copies bytes both ways between a socket and a stream, until both directions are done or one breaks.
+//!
+//! An end travels as an end: EOF becomes END_STREAM and back, each direction by itself. A break travels as a break: the
+//! stream is reset, the socket is closed with a reset, and whoever drops a relay half-way resets both, so that a
+//! truncated copy never looks complete. (A unix socket knows no reset; there the TLS inside has to tell.)
+//!
+//! Memory: one read buffer per thread, none per idle stream. What was read is given away to the stream when it is
+//! large, and copied out of the buffer when it is small.
+
+use crate::carrier::pipe::{self, Lost, Pipe, RecvHalf, SendHalf};
+use bytes::{Bytes, BytesMut};
+use futures_util::future::poll_fn;
+use std::{
+    cell::Cell,
+    fmt, io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::server::TlsStream;
+
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
+
+/// From here on the buffer is given away rather than copied from.
+const LARGE: usize = 24 << 10;
+
+/// A socket at this end of a relay.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Closes so that the other end sees a reset, as far as the kind of socket can: takes effect when it is dropped.
+    fn reset(&self);
+}
+
+impl Socket for TcpStream {
+    fn reset(&self) {
+        // Fails only for a socket that is reset already.
+        let _ = socket2::SockRef::from(self).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+impl Socket for UnixStream {
+    fn reset(&self) {}
+}
+
+impl Socket for TlsStream<TcpStream> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+/// Told of every byte that has been passed on.
+pub trait Meter {
+    /// From the socket into the stream.
+    fn sent(&self, bytes: usize);
+    /// From the stream into the socket.
+    fn received(&self, bytes: usize);
+}
+
+/// Why a relay stopped before both directions were done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The socket at this end broke.
+    Socket,
+    /// The stream broke, or the far end did.
+    Stream(Lost),
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket => f.write_str("socket"),
+            Self::Stream(lost) => lost.fmt(f),
+        }
+    }
+}
+
+impl From<Lost> for Cut {
+    fn from(lost: Lost) -> Self {
+        Self::Stream(lost)
+    }
+}
+
+impl From<io::Error> for Cut {
+    fn from(_: io::Error) -> Self {
+        Self::Socket
+    }
+}
+
+/// Resets its socket when it is dropped before the end.
+struct Whole<S: Socket> {
+    socket: S,
+    done: bool,
+}
+
+impl<S: Socket> Drop for Whole<S> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.socket.reset();
+        }
+    }
+}
+
+/// Copies between a socket and a stream.
+///
+/// # Errors
+/// What broke; socket and stream have been reset.
+pub async fn relay<S: Socket>(socket: S, mut pipe: Pipe, meter: &impl Meter) -> Result<(), Cut> {
+    let mut whole = Whole { socket, done: false };
+    let (mut reader, mut writer) = tokio::io::split(&mut whole.socket);
+    let result = tokio::try_join!(
+        forward(&mut reader, &mut pipe.send, meter),
+        backward(&mut pipe.recv, &mut writer, meter),
+    );
+    match result {
+        Ok(_) => {
+            whole.done = true;
+            Ok(())
+        }
+        Err(cut) => {
+            let stalled = cut == Cut::Stream(Lost::Stalled);
+            pipe.reset(if stalled { pipe::STALLED } else { pipe::RESET });
+            Err(cut)
+        }
+    }
+}
+
+/// Copies between two sockets.
+///
+/// # Errors
+/// [`Cut::Socket`] when `a` broke, a reset of the stream when `b` did; both have been reset.
+pub async fn splice<A: Socket, B: Socket>(a: A, b: B, meter: &impl Meter) -> Result<(), Cut> {
+    let mut a = Whole { socket: a, done: false };
+    let mut b = Whole { socket: b, done: false };
+    let (mut a_reader, mut a_writer) = tokio::io::split(&mut a.socket);
+    let (mut b_reader, mut b_writer) = tokio::io::split(&mut b.socket);
+    tokio::try_join!(
+        between(&mut a_reader, &mut b_writer, |n| meter.sent(n), Cut::Socket, Cut::Stream(Lost::Reset)),
+        between(&mut b_reader, &mut a_writer, |n| meter.received(n), Cut::Stream(Lost::Reset), Cut::Socket),
+    )?;
+    a.done = true;
+    b.done = true;
+    Ok(())
+}
+
+async fn between(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    passed: impl Fn(usize),
+    reader_broke: Cut,
+    writer_broke: Cut,
+) -> Result<(), Cut> {
+    loop {
+        let chunk = poll_fn(|cx| poll_chunk(Pin::new(reader), cx)).await.map_err(|_| reader_broke)?;
+        if chunk.is_empty() {
+            return shut(writer).await.map_err(|_| writer_broke);
+        }
+        passed(chunk.len());
+        let mut rest = &chunk[..];
+        while !rest.is_empty() {
+            let written = poll_fn(|cx| Pin::new(&mut *writer).poll_write(cx, rest)).await;
+            rest = &rest[nonzero(written).map_err(|_| writer_broke)?..];
+        }
+        poll_fn(|cx| Pin::new(&mut *writer).poll_flush(cx)).await.map_err(|_| writer_broke)?;
+    }
+}
+
+async fn forward(
+    reader: &mut (impl AsyncRead + Unpin),
+    send: &mut SendHalf,
+    meter: &impl Meter,
+) -> Result<(), Cut> {
+    loop {
+        let chunk = poll_fn(|cx| {
+            if let Poll::Ready(chunk) = poll_chunk(Pin::new(reader), cx) {
+                return Poll::Ready(chunk.map_err(Cut::from));
+            }
+            send.poll_lost(cx).map(|lost| Err(lost.into()))
+        })
+        .await?;
+        if chunk.is_empty() {
+            return Ok(send.finish()?);
+        }
+        meter.sent(chunk.len());
+        send.send(chunk).await?;
+    }
+}
+
+async fn backward(
+    recv: &mut RecvHalf,
+    writer: &mut (impl AsyncWrite + Unpin),
+    meter: &impl Meter,
+) -> Result<(), Cut> {
+    while let Some(chunk) = recv.recv().await? {
+        let mut at = 0;
+        while at < chunk.len() {
+            at += waited_for(recv, |cx| Pin::new(&mut *writer).poll_write(cx, &chunk[at..]).map(nonzero))
+                .await?;
+        }
+        // TLS keeps what the socket did not take.
+        waited_for(recv, |cx| Pin::new(&mut *writer).poll_flush(cx)).await?;
+        meter.received(chunk.len());
+        recv.release(chunk.len());
+    }
+    shut(writer).await.map_err(Cut::from)
+}
+
+/// Waits for the socket to take something, unless the stream is given up meanwhile.
+async fn waited_for<T>(
+    recv: &RecvHalf,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> Result<T, Cut> {
+    poll_fn(|cx| match poll(cx) {
+        Poll::Pending => match recv.stands_still(cx) {
+            Ok(()) => Poll::Pending,
+            Err(lost) => Poll::Ready(Err(lost.into())),
+        },
+        Poll::Ready(result) => {
+            recv.reads();
+            Poll::Ready(result.map_err(Cut::from))
+        }
+    })
+    .await
+}
+
+fn nonzero(written: io::Result<usize>) -> io::Result<usize> {
+    match written {
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        other => other,
+    }
+}
+
+/// Says that nothing more comes. A socket whose other end is gone already has been told.
+async fn shut(writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    match poll_fn(|cx| Pin::new(&mut *writer).poll_shutdown(cx)).await {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        other => other,
+    }
+}
+
+thread_local! {
+    /// The read buffer that is not in use.
+    static SPARE: Cell<BytesMut> = Cell::default();
+}
+
+/// The next bytes of a socket; none at its end. Holds no memory while it waits.
+fn poll_chunk(reader: Pin<&mut impl AsyncRead>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut buffer = SPARE.take();
+    if buffer.capacity() < CHUNK {
+        buffer = BytesMut::with_capacity(CHUNK);
+    }
+    let polled = tokio_util::io::poll_read_buf(reader, cx, &mut buffer);
+    if buffer.len() >= LARGE {
+        ready!(polled)?;
+        return Poll::Ready(Ok(buffer.freeze()));
+    }
+    let chunk = Bytes::copy_from_slice(&buffer);
+    buffer.clear();
+    SPARE.set(buffer);
+    ready!(polled)?;
+    Poll::Ready(Ok(chunk))
+}

@@ -1,0 +1,219 @@
+//! `edge-tunnel server`: listeners, sessions and front ends put together, and how they end.
+//!
+//! [`Server::bind`] opens everything that can fail, [`Server::run`] serves until it is told to stop and then drains:
+//! agents are told to move at once, new dials are served for five seconds more, streams that stand have until `--drain`.
+
+pub mod agents;
+pub mod status;
+
+use crate::{
+    config::server::{NodeSource, ServerConfig},
+    frontend::{
+        egress,
+        gate::{Gate, Phase},
+    },
+    hello::Id,
+    http,
+    listen::{self, Handshakes, UnixSocket},
+    metrics::Metrics,
+    nodes::{Nodes, file},
+    sessions::Sessions,
+    tls::{self, ServerTls},
+};
+use agents::Agents;
+use futures_util::future::join_all;
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+/// New dials are served for this long after SIGTERM, while others learn that we are going.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long streams that are cut may take to reset their sockets.
+const CUT: Duration = Duration::from_secs(1);
+
+/// A server that listens.
+pub struct Server {
+    config: ServerConfig,
+    agents: (TcpListener, Arc<ServerTls>),
+    egress: Option<(TcpListener, Arc<ServerTls>)>,
+    socket: Option<UnixSocket>,
+    pages: TcpListener,
+    nodes: watch::Sender<Arc<Nodes>>,
+    phase: watch::Sender<Phase>,
+    gate: Arc<Gate>,
+    replica: Id,
+}
+
+impl Server {
+    /// Reads the files and opens the listeners.
+    ///
+    /// # Errors
+    /// The first that fails.
+    pub fn bind(config: ServerConfig) -> io::Result<Self> {
+        let server_tls = |ca: &PathBuf, alpn| {
+            let tls = tls::server(config.pair.clone(), Some(ca.clone()), alpn);
+            tls.map(Arc::new).map_err(io::Error::other)
+        };
+        let agents = (listen::tcp(config.listen)?, server_tls(&config.agent_ca, true)?);
+        let egress = match &config.egress_listen {
+            Some((address, ca)) => Some((listen::tcp(*address)?, server_tls(ca, false)?)),
+            None => None,
+        };
+        let socket = config.egress_socket.as_deref().map(listen::unix).transpose()?;
+        let pages = listen::tcp(config.metrics_listen)?;
+        let first = match &config.nodes {
+            NodeSource::None => Nodes::without_source(),
+            NodeSource::File(_) | NodeSource::Api(_) => Nodes::default(),
+        };
+        let (nodes, known) = watch::channel(Arc::new(first));
+        let phase = watch::Sender::new(Phase::Serving);
+        let metrics = Arc::new(Metrics::server());
+        let sessions = Arc::new(Sessions::default());
+        let (direct, limits) = (config.direct.clone(), config.limits);
+        let gate = Arc::new(Gate::new(known, sessions, direct, limits, metrics, phase.subscribe()));
+        let replica = Id::random(&mut fastrand::Rng::new());
+        Ok(Self { config, agents, egress, socket, pages, nodes, phase, gate, replica })
+    }
+
+    /// Where agents dial, when the port was left to the kernel.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn agents_address(&self) -> io::Result<SocketAddr> {
+        self.agents.0.local_addr()
+    }
+
+    /// Where callers dial over TLS.
+    pub fn egress_address(&self) -> Option<SocketAddr> {
+        self.egress.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Where probes and people ask.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn pages_address(&self) -> io::Result<SocketAddr> {
+        self.pages.local_addr()
+    }
+
+    /// What the front ends share: who is connected, which nodes there are, what is counted.
+    pub fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
+    }
+
+    /// Serves until `stop`, then drains.
+    ///
+    /// # Errors
+    /// When the source of nodes cannot be opened.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
+        let mut tasks = JoinSet::new();
+        self.follow_nodes(&mut tasks).await?;
+        let (gate, cap) = (&self.gate, self.config.limits.max_handshakes);
+        let agents = Arc::new(Agents {
+            sessions: gate.sessions.clone(),
+            nodes: gate.nodes.clone(),
+            metrics: gate.metrics.clone(),
+            replica: self.replica.clone(),
+        });
+        let status = Arc::new(status::ServerStatus { gate: gate.clone(), replica: self.replica });
+        tasks.spawn(http::serve(self.pages, status));
+        let (listener, tls) = self.agents;
+        follow_files(&mut tasks, &tls, &gate.metrics, &self.config.pair.cert);
+        tasks.spawn(async move { agents.listen(&listener, &Handshakes::new(cap), &tls).await });
+        if let Some((listener, tls)) = self.egress {
+            follow_files(&mut tasks, &tls, &gate.metrics, &self.config.pair.cert);
+            let (gate, names): (_, Arc<[String]>) = (gate.clone(), self.config.caller_names.into());
+            tasks.spawn(
+                async move { egress::tls(&listener, &Handshakes::new(cap), &tls, &names, &gate).await },
+            );
+        }
+        if let Some(socket) = self.socket {
+            let gate = gate.clone();
+            tasks.spawn(async move { egress::unix(&socket, &gate).await });
+        }
+        let (sessions, metrics, mut nodes) =
+            (gate.sessions.clone(), gate.metrics.clone(), gate.nodes.clone());
+        tasks.spawn(async move {
+            loop {
+                let list = nodes.borrow_and_update().clone();
+                metrics.nodes(list.len());
+                sessions.keep_only(&list);
+                if nodes.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        stop.await;
+        drain(gate, &self.phase, self.config.limits.drain).await;
+        Ok(())
+    }
+
+    async fn follow_nodes(&self, tasks: &mut JoinSet<()>) -> io::Result<()> {
+        let (nodes, metrics) = (self.nodes.clone(), self.gate.metrics.clone());
+        match self.config.nodes.clone() {
+            NodeSource::None => {}
+            NodeSource::File(path) => {
+                let file = file::File::open(path.clone()).map_err(io::Error::other)?;
+                nodes.send_replace(file.nodes());
+                tasks.spawn(async move { file.follow(nodes, |_| metrics.reload_failed(&path)).await });
+            }
+            NodeSource::Api(source) => {
+                let client = source.client().await.map_err(io::Error::other)?;
+                tasks.spawn(source.follow(client, nodes));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Follows the files of a listener, and tells when its certificate expires.
+fn follow_files(tasks: &mut JoinSet<()>, tls: &Arc<ServerTls>, metrics: &Arc<Metrics>, cert: &Path) {
+    let (tls, metrics, cert) = (tls.clone(), metrics.clone(), cert.to_owned());
+    tasks.spawn(async move {
+        let mut changes = tls.changes();
+        let tell = async {
+            loop {
+                metrics.expires(&cert, tls.get().leaf.not_after);
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::join!(tls.follow(|_| metrics.reload_failed(&cert)), tell);
+    });
+}
+
+/// Lets everything come to its end. The listeners go on meanwhile.
+async fn drain(gate: &Gate, phase: &watch::Sender<Phase>, most: Duration) {
+    let deadline = Instant::now() + most;
+    log::info!("going away: agents are told to move, streams have {} s", most.as_secs());
+    gate.sessions.drain();
+    let sessions = gate.sessions.list();
+    let told = join_all(sessions.iter().map(|session| session.ask_to_move()));
+    let grace = Instant::now() + GRACE.min(most);
+    let _ = tokio::time::timeout_at(grace, told).await;
+    sleep_until(grace).await;
+    phase.send_replace(Phase::Draining);
+    let quiet = async || {
+        while gate.is_busy() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout_at(deadline, quiet()).await.is_err() {
+        log::warn!("cutting the streams that are left");
+        phase.send_replace(Phase::Cut);
+        let _ = timeout(CUT, quiet()).await;
+    }
+}

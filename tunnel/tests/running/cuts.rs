@@ -1,0 +1,182 @@
+//! Breaks travel as breaks, in both directions, and what nobody waits for any more is given up.
+
+use crate::common::*;
+use std::{
+    io::ErrorKind,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+    time::sleep,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn reset(socket: &TcpStream) {
+    socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+#[tokio::test]
+async fn a_kubelet_that_breaks_off_is_a_break_at_the_caller() {
+    let world = World::new();
+    let server = world.server();
+    let kubelet = serve(|mut socket| async move {
+        socket.write_all(b"half of").await.unwrap();
+        socket.read_exact(&mut [0; 2]).await.unwrap();
+        reset(&socket);
+    })
+    .await;
+    let _agent = world.agent("node1", server.agents, kubelet);
+    server.sessions(1).await;
+    let mut stream = server.connect_tls(&world.pki, "node1:10250").await.unwrap();
+    stream.read_exact(&mut [0; 7]).await.unwrap();
+    stream.write_all(b"go").await.unwrap();
+    let error = within(SOON, stream.read(&mut [0; 9])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+}
+
+#[tokio::test]
+async fn a_caller_that_breaks_off_is_a_break_at_the_kubelet() {
+    let world = World::new();
+    let server = world.server();
+    let (heard, mut hears) = mpsc::channel(1);
+    let kubelet = serve(move |mut socket| {
+        let heard = heard.clone();
+        async move {
+            socket.read_exact(&mut [0; 2]).await.unwrap();
+            let read = socket.read(&mut [0; 9]).await;
+            heard.send(read).await.unwrap();
+        }
+    })
+    .await;
+    let _agent = world.agent("node1", server.agents, kubelet);
+    server.sessions(1).await;
+    let mut stream = server.connect_tls(&world.pki, "node1:10250").await.unwrap();
+    stream.write_all(b"go").await.unwrap();
+    stream.flush().await.unwrap();
+    sleep(Duration::from_millis(200)).await;
+    reset(stream.get_ref().0);
+    drop(stream);
+    let read = within(SOON, hears.recv()).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    // And an orderly end is an orderly end.
+    let mut stream = server.connect_tls(&world.pki, "node1:10250").await.unwrap();
+    stream.write_all(b"go").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(within(SOON, hears.recv()).await.unwrap().unwrap(), 0);
+}
+
+/// konnectivity leaks these by the ten thousand.
+#[tokio::test]
+async fn a_dial_that_its_caller_gave_up_is_cancelled_on_the_agent() {
+    let world = World::new();
+    let mut config = world.server_config();
+    config.limits.dial_timeout = Duration::from_secs(60);
+    let server = world.server_with(config);
+    // 127.0.0.1 refuses at once, so the dial has to hang in the kernel: a listener whose backlog is full.
+    let (hole, _sockets) = crate::refusals::blackhole();
+    let _agent = world.agent("node1", server.agents, hole);
+    server.sessions(1).await;
+    let dialling = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let to = format!(":{:04X}", hole.port());
+        table
+            .lines()
+            .filter(|line| {
+                line.split_whitespace().nth(2).is_some_and(|remote| remote.ends_with(&to))
+                    && line.split_whitespace().nth(3) == Some("02")
+            })
+            .count()
+    };
+    let before = dialling();
+    let request = b"CONNECT node1:10250 HTTP/1.1\r\n\r\n";
+    let mut unix = UnixStream::connect(&server.socket).await.unwrap();
+    unix.write_all(request).await.unwrap();
+    let mut tls = server.caller(&world.pki, "apiserver").await.unwrap();
+    tls.write_all(request).await.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(dialling(), before + 2);
+    drop((unix, tls));
+    within(Duration::from_secs(2), async {
+        while dialling() > before {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(!server.gate.is_busy());
+}
+
+/// After connects and aborts of every kind, nothing is left of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connects_and_aborts_leave_nothing_behind() {
+    // SOAK=100000 for the long run, alone (`--exact`): then descriptors can be counted as well.
+    let soak: Option<usize> = std::env::var("SOAK").ok().and_then(|rounds| rounds.parse().ok());
+    let rounds = soak.unwrap_or(2000);
+    let world = World::new();
+    let server = Arc::new(world.server());
+    let open = Arc::new(AtomicUsize::new(0));
+    let kubelet = serve({
+        let open = open.clone();
+        move |mut socket| {
+            let open = open.clone();
+            async move {
+                open.fetch_add(1, SeqCst);
+                let (mut reader, mut writer) = socket.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                open.fetch_sub(1, SeqCst);
+            }
+        }
+    })
+    .await;
+    let _agent = world.agent("node1", server.agents, kubelet);
+    server.sessions(1).await;
+    let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    ping(&mut server.connect("node1:10250").await.unwrap()).await;
+    sleep(Duration::from_millis(500)).await;
+    let before = fds();
+    let mut workers = Vec::new();
+    for worker in 0..20 {
+        let server = server.clone();
+        workers.push(tokio::spawn(async move {
+            for round in 0..rounds / 20 {
+                let mut socket = UnixStream::connect(&server.socket).await.unwrap();
+                match (worker + round) % 5 {
+                    // Gone before, while, and after asking; with and without goodbye.
+                    0 => {}
+                    1 => socket.write_all(b"CONNECT node1:102").await.unwrap(),
+                    2 => socket.write_all(b"CONNECT node1:10250 HTTP/1.1\r\n\r\n").await.unwrap(),
+                    3 => {
+                        ask(&mut socket, "node1:10250").await.unwrap();
+                        socket.write_all(&[7; 5000]).await.unwrap();
+                    }
+                    _ => {
+                        ask(&mut socket, "node1:10250").await.unwrap();
+                        ping(&mut socket).await;
+                        socket.shutdown().await.unwrap();
+                        let _ = socket.read(&mut [0]).await;
+                    }
+                }
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    let session = server.gate.sessions.newest("node1").unwrap();
+    within(Duration::from_secs(15), async {
+        while open.load(SeqCst) > 0
+            || server.gate.is_busy()
+            || session.streams() > 0
+            || (soak.is_some() && fds() > before + 2)
+        {
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}

@@ -1,0 +1,23 @@
+//! Tests of the running system: server and agents in one process, and in network namespaces with a WAN between.
+//!
+//! One binary, so that it is linked once. Nothing leaves loopback or the test's own namespaces.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail loudly"
+)]
+
+mod common;
+mod cuts;
+mod far;
+mod identity;
+mod life;
+mod refusals;
+mod stalls;
+mod storm;
+mod through;
+mod wan;
