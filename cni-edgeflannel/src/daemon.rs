@@ -6,6 +6,7 @@
 
 pub mod apistate;
 pub mod board;
+pub mod delta;
 pub mod identity;
 pub mod keeper;
 pub mod leftovers;

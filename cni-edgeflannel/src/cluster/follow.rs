@@ -9,7 +9,7 @@ use super::{
     believe::Belief,
     watch::Heard,
 };
-use crate::record::{Changes, Peer, Record};
+use crate::record::{Changes, Peer, PeerEnd, Record};
 use std::{
     collections::{BTreeMap, HashSet},
     time::Instant,
@@ -140,8 +140,16 @@ impl Follower {
                     unclear.iter().map(|(family, why)| format!("{family}: {why}")).collect();
                 self.note_unclear(&node.name, (!why.is_empty()).then(|| why.join("; ")));
                 if !ends.is_empty() {
-                    let claim =
-                        self.listing.as_ref().map_or_else(|| record.next_claim(), |listing| listing.claim);
+                    // Asking all peers for the latest claim is dear, and heartbeats claim nothing.
+                    let claims = |(family, end): (_, &PeerEnd)| {
+                        let before = known.and_then(|known| known.ends.get(family));
+                        before.is_none_or(|before| before.subnet != end.subnet)
+                    };
+                    let claim = match &self.listing {
+                        Some(listing) => listing.claim,
+                        None if ends.iter().any(claims) => record.next_claim(),
+                        None => 0,
+                    };
                     record.put_peer(Peer { name: node.name.clone(), ends }, claim, changes);
                 } else if known.is_some() {
                     log::info!("peer {} has no subnet of our families any more", node.name);

@@ -7,6 +7,7 @@
 use super::{
     apistate::ApiState,
     board::Board,
+    delta::delta,
     identity::{self, Known},
     leftovers,
     monitor::Monitor,
@@ -22,7 +23,7 @@ use crate::{
     },
     flags::Flags,
     overlay::{
-        Conflict, Desired, Kind, Step, device_name,
+        Conflict, Desired, Kind, OnLink, Step, desired, device_name,
         kernel::{Kernel, foreign_drops},
         reconcile::{Outcome, find_underlay, reconcile},
         restore::{Mark, restore_from},
@@ -41,8 +42,8 @@ use std::{
 };
 use tokio::sync::{Notify, watch};
 
-/// The kernel may be busy with us for a tenth of the time.
-const DUTY: u32 = 10;
+/// The kernel may be busy with us for a twentieth of the time.
+const DUTY: u32 = 20;
 /// But a change never waits longer than this for the one before it.
 const LONGEST_REST: Duration = Duration::from_millis(500);
 /// A list that is being told may hold its additions back for so long.
@@ -456,7 +457,7 @@ impl Keeper {
         }
         // What the cluster altered, and what failed before, is done at once; what somebody undid has its pace.
         let drift_only = self.due.changed.take().is_none() & !std::mem::take(&mut self.due.failed);
-        self.due.touched = None;
+        let touched = self.due.touched.take().is_some();
         self.due.again = None;
         self.save();
         self.board.set_peers(self.record.peers.len());
@@ -464,13 +465,17 @@ impl Keeper {
             return;
         }
         let started = Instant::now();
+        if !drift_only && !touched && self.settled && self.follow_change().await {
+            self.rest(started);
+            self.publish();
+            return;
+        }
         let mut repairs = Repairs::new(&mut self.pace, &self.board, started);
         let allow = |step: &Step| !drift_only || repairs.allow(step);
         let outcome = reconcile(&self.kernel, &self.record, self.underlay.as_ref(), allow).await;
         let again = repairs.again();
         match outcome {
             Ok(outcome) => {
-                self.board.reconciled(started.elapsed());
                 for step in &outcome.taken {
                     log::debug!("{}: {step}", if drift_only { "put right" } else { "done" });
                 }
@@ -485,9 +490,33 @@ impl Keeper {
             }
             Err(e) => self.failed(&format!("compare the kernel with the record: {e}"), started),
         }
-        let took = started.elapsed();
-        self.due.not_before = Some(Instant::now() + (took * DUTY).min(LONGEST_REST));
+        self.rest(started);
         self.publish();
+    }
+
+    /// What the cluster changed, in a kernel that nobody has touched. False when that is not enough.
+    async fn follow_change(&mut self) -> bool {
+        if self.record.node.backend.direct_routing {
+            return false;
+        }
+        let wanted = desired(&self.record, self.underlay.as_ref(), &OnLink::default());
+        let Some(steps) = delta(&self.wanted, &wanted, &self.indexes) else { return false };
+        let failures = self.kernel.carry_out(&steps, &self.record.node).await;
+        if let Some(failure) = failures.first() {
+            // Somebody was quicker than the monitor.
+            log::debug!("{}; looking at everything", failure.error);
+            return false;
+        }
+        self.report_conflicts(&wanted.conflicts);
+        self.wanted = wanted;
+        true
+    }
+
+    /// Bounds the share of time that the kernel is busy with us.
+    fn rest(&mut self, started: Instant) {
+        let took = started.elapsed();
+        self.board.reconciled(took);
+        self.due.not_before = Some(Instant::now() + (took * DUTY).min(LONGEST_REST));
     }
 
     /// Takes in what a reconcile came to.
