@@ -559,4 +559,36 @@ mod tests {
         let text = usage();
         assert!(text.contains("--iface-can-reach") && !text.contains("etcd"));
     }
+
+    /// Every manifest and unit that we ship starts the daemon with flags that it has, and that do something.
+    #[test]
+    fn what_we_ship() {
+        let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf");
+        let mut found = 0;
+        for dir in ["daemonset", "static-pod", "systemd"] {
+            for entry in std::fs::read_dir(conf.join(dir)).unwrap() {
+                let path = entry.unwrap().path();
+                let text = std::fs::read_to_string(&path).unwrap();
+                let args: Vec<String> = text
+                    .lines()
+                    .flat_map(|line| match line.trim().strip_prefix("ExecStart=") {
+                        Some(command) => command.split(' ').skip(1).collect(),
+                        None => line
+                            .trim()
+                            .strip_prefix("- ")
+                            .filter(|arg| arg.starts_with("--"))
+                            .into_iter()
+                            .collect::<Vec<_>>(),
+                    })
+                    .map(str::to_owned)
+                    .collect();
+                assert!(!args.is_empty(), "{}", path.display());
+                let parsed =
+                    parse(&args, |_| None).unwrap_or_else(|why| panic!("{}: {why:?}", path.display()));
+                assert!(parsed.warnings.is_empty(), "{}: {:?}", path.display(), parsed.warnings);
+                found += 1;
+            }
+        }
+        assert_eq!(found, 4, "a new file, or one that is gone");
+    }
 }

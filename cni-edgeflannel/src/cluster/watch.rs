@@ -29,8 +29,8 @@ use tokio::{
     time::timeout,
 };
 
-/// Nodes per page: the peak of memory where lists are not streamed.
-const PAGE: u32 = 50;
+/// Nodes per page: the peak of memory where lists are not streamed. Twice as many are hardly quicker.
+const PAGE: u32 = 100;
 /// Between two nodes of a list. A server that ignores `sendInitialEvents` is silent after the last.
 const LIST_GAP: Duration = Duration::from_secs(10);
 /// Bookmarks come once a minute: without any sign for longer, the server is not there.
