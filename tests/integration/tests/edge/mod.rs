@@ -241,7 +241,8 @@ impl Node {
     pub fn kill(&mut self) {
         let mut daemon = self.daemon.take().unwrap();
         // However early that is: there must be somebody to kill.
-        wait_until("the daemon to be started", 10 * SECOND, || !daemon.process().children().is_empty()).unwrap();
+        wait_until("the daemon to be started", 10 * SECOND, || !daemon.process().children().is_empty())
+            .unwrap();
         daemon.kill().unwrap();
     }
 
