@@ -603,9 +603,10 @@ fn with_no_more_than_the_manifests_grant() {
     node.sh("sysctl -qw net.ipv4.ip_forward=0; mkdir -p /run/host; touch /run/x");
     let container = "mkdir -p /run/root && mount -t tmpfs none /run/root && mkdir -p /run/root/host && \
         mount --bind /run/root /mnt && mkdir -p /mnt/host/proc/sys/net && mount --bind /proc/sys/net /mnt/host/proc/sys/net && \
-        for dir in usr lib lib64 bin etc var run proc root tmp; do [ -e /$dir ] && mkdir -p /mnt/$dir && mount --rbind /$dir /mnt/$dir; done; \
+        for dir in usr lib lib64 bin etc var run proc; do [ -e /$dir ] && mkdir -p /mnt/$dir && mount --rbind /$dir /mnt/$dir; done; \
+        cp \"$1\" /mnt/edgeflanneld && shift && \
         mount --bind /proc/sys /mnt/proc/sys && mount -o remount,bind,ro /mnt/proc/sys && \
-        exec chroot /mnt setpriv --bounding-set=-all,+net_admin --inh-caps=-all,+net_admin \"$@\"";
+        exec chroot /mnt setpriv --bounding-set=-all,+net_admin --inh-caps=-all,+net_admin /edgeflanneld \"$@\"";
     let ours = integration::tools::ours().unwrap().join("edgeflanneld");
     let mut command = node.host.command("unshare").unwrap();
     command.args(["-m", "sh", "-c", container, "_"]).arg(ours);
