@@ -47,7 +47,7 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
     let _lock = lock::take(&flags.state_dir, run_dir)?;
     let board = Arc::new(Board::default());
     if let Some(port) = flags.healthz_port {
-        tokio::spawn(http::serve(SocketAddr::new(flags.healthz_ip, port), Arc::clone(&board)));
+        http::start(SocketAddr::new(flags.healthz_ip, port), Arc::clone(&board))?;
     }
     // Before the kernel is looked at, so that nothing goes unheard in between.
     let mut monitor = Monitor::open().map_err(|e| format!("listen to the kernel: {e}"))?;
@@ -74,7 +74,7 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
             biased;
             () = stop.asked() => break,
             () = sleep_until(due.unwrap_or_else(far_away).into()), if due.is_some() => {
-                keeper.act().await;
+                keeper.act();
                 keeper.show(&mut monitor);
             }
             touched = monitor.next(keeper.wanted()) => keeper.touched(touched.overlay, touched.underlay),
@@ -83,10 +83,10 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
                     return Err("nobody watches the API server any more".into());
                 }
                 for heard in batch.drain(..) {
-                    keeper.hear(heard).await;
+                    keeper.hear(heard);
                 }
             }
-            _ = tick.tick() => keeper.tick(&again).await,
+            _ = tick.tick() => keeper.tick(&again),
         }
         let now = keeper.status();
         if status != now {

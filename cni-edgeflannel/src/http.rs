@@ -13,13 +13,15 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, thread, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::{sleep, timeout},
 };
 
+/// Bytes; the answers are built on the heap.
+const STACK: usize = 512 * 1024;
 /// Connections at once. A kubelet, a Prometheus and a person.
 const AT_ONCE: usize = 16;
 /// For a whole connection.
@@ -27,8 +29,20 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// For a request's head.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 
-/// Serves until the program ends.
-pub async fn serve(address: SocketAddr, board: Arc<Board>) {
+/// Serves until the program ends, on a thread of its own: while the daemon puts thousands of peers into the
+/// kernel, a probe is answered all the same.
+///
+/// # Errors
+/// A sentence, when there is no thread to be had.
+pub fn start(address: SocketAddr, board: Arc<Board>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("start the runtime for /healthz: {e}"))?;
+    let serve = move || runtime.block_on(serve(address, board));
+    let started = thread::Builder::new().name("http".into()).stack_size(STACK).spawn(serve);
+    started.map(drop).map_err(|e| format!("start the thread for /healthz: {e}"))
+}
+
+async fn serve(address: SocketAddr, board: Arc<Board>) {
     let listener = listen(address).await;
     let places = Arc::new(Semaphore::new(AT_ONCE));
     loop {

@@ -8,17 +8,14 @@
 pub mod ethtool;
 mod machine;
 mod message;
+mod socket;
 pub mod vxlan;
 
 use crate::mac::Mac;
 use cni::Route;
-use futures_util::StreamExt;
 use ipnetwork::IpNetwork;
 use message::{address_message, family, read_address, read_link, read_route, route_message, without_stats};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressHeaderFlags, AddressMessage},
@@ -30,11 +27,9 @@ use netlink_packet_route::{
     route::RouteMessage,
 };
 use nix::libc;
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
-use std::{fmt, io, net::IpAddr, os::fd::RawFd, time::Duration};
-
-/// The kernel answers at once. A message that the library cannot read would otherwise wait for ever.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use socket::Socket;
+use std::{fmt, io, net::IpAddr, os::fd::RawFd};
 
 /// A request that the kernel refused, or that could not be made.
 #[derive(Debug)]
@@ -168,43 +163,40 @@ pub struct Address {
 }
 
 /// One rtnetlink socket.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Netlink {
-    handle: Handle,
+    socket: Socket,
 }
 
 impl Netlink {
-    /// Opens a socket in this thread's network namespace. Must be called within a tokio runtime.
+    /// Opens a socket in this thread's network namespace.
     ///
     /// # Errors
     /// When the kernel gives no socket.
     pub fn open() -> io::Result<Self> {
-        // Strict checking makes the kernel honour the filters in dump requests.
-        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { socket: Socket::open()? })
     }
 
     /// The device of this name, if there is one.
     ///
     /// # Errors
     /// When the kernel refuses for another reason than there being none.
-    pub async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
+    pub fn link(&self, name: &str) -> Result<Option<Link>, Error> {
         let ask = without_stats(LinkUnspec::new_with_name(name).build());
-        self.one_link(ask, || format!("look up device {name}")).await
+        self.one_link(ask, || format!("look up device {name}"))
     }
 
     /// The device of this number, if there is one.
     ///
     /// # Errors
     /// When the kernel refuses for another reason than there being none.
-    pub async fn link_at(&self, index: u32) -> Result<Option<Link>, Error> {
+    pub fn link_at(&self, index: u32) -> Result<Option<Link>, Error> {
         let ask = without_stats(LinkUnspec::new_with_index(index).build());
-        self.one_link(ask, || format!("look up device {index}")).await
+        self.one_link(ask, || format!("look up device {index}"))
     }
 
-    async fn one_link(&self, ask: LinkMessage, what: impl Fn() -> String) -> Result<Option<Link>, Error> {
-        match self.ask(Message::GetLink(ask), 0, what).await {
+    fn one_link(&self, ask: LinkMessage, what: impl Fn() -> String) -> Result<Option<Link>, Error> {
+        match self.ask(Message::GetLink(ask), 0, what) {
             Ok(answers) => Ok(answers.iter().find_map(read_link)),
             Err(e) if e.is_gone() => Ok(None),
             Err(e) => Err(e),
@@ -215,9 +207,9 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+    pub fn links(&self) -> Result<Vec<Link>, Error> {
         let ask = without_stats(LinkMessage::default());
-        let answers = self.ask(Message::GetLink(ask), NLM_F_DUMP, || "list devices".into()).await?;
+        let answers = self.ask(Message::GetLink(ask), NLM_F_DUMP, || "list devices".into())?;
         Ok(answers.iter().filter_map(read_link).collect())
     }
 
@@ -225,7 +217,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_there`] when a device of this name exists.
-    pub async fn add_bridge(&self, bridge: &NewBridge) -> Result<(), Error> {
+    pub fn add_bridge(&self, bridge: &NewBridge) -> Result<(), Error> {
         let mut message = LinkBridge::new(&bridge.name).mtu(bridge.mtu);
         if let Some(mac) = bridge.mac {
             message = message.address(mac.0.to_vec());
@@ -233,7 +225,7 @@ impl Netlink {
         if bridge.promiscuous {
             message = message.promiscuous(true);
         }
-        self.create(Message::NewLink(message.build()), || format!("make bridge {}", bridge.name)).await
+        self.create(Message::NewLink(message.build()), || format!("make bridge {}", bridge.name))
     }
 
     /// Makes a veth pair: this end up and a port of `bridge`, the other one down in `netns`, everything in one
@@ -241,7 +233,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; then neither end is there.
-    pub async fn add_veth(&self, veth: &NewVeth, bridge: u32, netns: RawFd) -> Result<(), Error> {
+    pub fn add_veth(&self, veth: &NewVeth, bridge: u32, netns: RawFd) -> Result<(), Error> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(&veth.peer)
             .address(veth.peer_mac.0.to_vec())
@@ -257,16 +249,15 @@ impl Netlink {
             .up()
             .build();
         self.create(Message::NewLink(message), || format!("make veth {} with peer {}", veth.name, veth.peer))
-            .await
     }
 
     /// Deletes a device by name.
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_gone`] when there is none.
-    pub async fn delete_link(&self, name: &str) -> Result<(), Error> {
+    pub fn delete_link(&self, name: &str) -> Result<(), Error> {
         let message = LinkUnspec::new_with_name(name).build();
-        self.change(Message::DelLink(message), || format!("delete device {name}")).await
+        self.change(Message::DelLink(message), || format!("delete device {name}"))
     }
 
     /// Brings a device up; from then on its IPv4 addresses are announced when its hardware address is set
@@ -274,13 +265,13 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn up(&self, index: u32) -> Result<(), Error> {
+    pub fn up(&self, index: u32) -> Result<(), Error> {
         let mut conf = InetDevConf::default();
         conf.arp_notify = 1;
         let family = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)]);
         let family = LinkAttribute::AfSpecUnspec(vec![family]);
         let message = LinkUnspec::new_with_index(index).up().append_extra_attribute(family).build();
-        self.set(message, || format!("bring device {index} up")).await
+        self.set(message, || format!("bring device {index} up"))
     }
 
     /// Makes a bridge as it should be: up, its hardware address its own (a bridge whose address was set never
@@ -288,12 +279,12 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_bridge(&self, index: u32, mac: Option<Mac>, promiscuous: bool) -> Result<(), Error> {
+    pub fn set_bridge(&self, index: u32, mac: Option<Mac>, promiscuous: bool) -> Result<(), Error> {
         let mut message = LinkUnspec::new_with_index(index).up().promiscuous(promiscuous);
         if let Some(mac) = mac {
             message = message.address(mac.0.to_vec());
         }
-        self.set(message.build(), || format!("set up bridge {index}")).await
+        self.set(message.build(), || format!("set up bridge {index}"))
     }
 
     /// Sets a device's hardware address. Setting the one it has makes the kernel announce it to the neighbours
@@ -302,9 +293,9 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_mac(&self, index: u32, mac: Mac) -> Result<(), Error> {
+    pub fn set_mac(&self, index: u32, mac: Mac) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
-        self.set(message, || format!("set address {mac} of device {index}")).await
+        self.set(message, || format!("set address {mac} of device {index}"))
     }
 
     /// Settings of a bridge's port, with the device's alias, in one message. The port gets no IPv6 address of
@@ -312,7 +303,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_port(
+    pub fn set_port(
         &self,
         index: u32,
         hairpin: bool,
@@ -326,12 +317,12 @@ impl Netlink {
         let no_address = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let family = AfSpecUnspec::Inet6(vec![no_address]);
         let message = message.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![family])).build();
-        match self.set(message.clone(), || format!("set up bridge port {index}")).await {
+        match self.set(message.clone(), || format!("set up bridge port {index}")) {
             // A kernel without IPv6 knows no such family.
             Err(e) if e.knows_no_family() => {
                 let mut message = message;
                 message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::AfSpecUnspec(_)));
-                self.set(message, || format!("set up bridge port {index}")).await
+                self.set(message, || format!("set up bridge port {index}"))
             }
             other => other,
         }
@@ -341,29 +332,29 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn detach(&self, index: u32) -> Result<(), Error> {
+    pub fn detach(&self, index: u32) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(index).nocontroller().down().build();
-        self.set(message, || format!("take device {index} off its bridge")).await
+        self.set(message, || format!("take device {index} off its bridge"))
     }
 
     /// Makes a device a port of a bridge, up.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn attach(&self, index: u32, bridge: u32) -> Result<(), Error> {
+    pub fn attach(&self, index: u32, bridge: u32) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(index).controller(bridge).up().build();
-        self.set(message, || format!("make device {index} a port of bridge {bridge}")).await
+        self.set(message, || format!("make device {index} a port of bridge {bridge}"))
     }
 
     /// The addresses of a device.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn addresses(&self, index: u32) -> Result<Vec<Address>, Error> {
+    pub fn addresses(&self, index: u32) -> Result<Vec<Address>, Error> {
         let mut ask = AddressMessage::default();
         ask.header.index = index;
         let what = || format!("list addresses of device {index}");
-        let answers = self.ask(Message::GetAddress(ask), NLM_F_DUMP, what).await?;
+        let answers = self.ask(Message::GetAddress(ask), NLM_F_DUMP, what)?;
         // A kernel that knows no strict checking (before 5.0) sends those of all devices.
         Ok(answers.iter().filter_map(|answer| read_address(answer, index)).collect())
     }
@@ -372,21 +363,21 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_there`] when it has it.
-    pub async fn add_address(&self, index: u32, cidr: IpNetwork) -> Result<(), Error> {
+    pub fn add_address(&self, index: u32, cidr: IpNetwork) -> Result<(), Error> {
         let mut message = address_message(index, cidr);
         if cidr.is_ipv6() {
             message.header.flags |= AddressHeaderFlags::Nodad;
         }
-        self.create(Message::NewAddress(message), || format!("add address {cidr} to device {index}")).await
+        self.create(Message::NewAddress(message), || format!("add address {cidr} to device {index}"))
     }
 
     /// Takes an address off a device.
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_gone`] when it has none such.
-    pub async fn delete_address(&self, index: u32, cidr: IpNetwork) -> Result<(), Error> {
+    pub fn delete_address(&self, index: u32, cidr: IpNetwork) -> Result<(), Error> {
         let message = address_message(index, cidr);
-        self.change(Message::DelAddress(message), || format!("delete address {cidr} of device {index}")).await
+        self.change(Message::DelAddress(message), || format!("delete address {cidr} of device {index}"))
     }
 
     /// Adds a route through a device. IPv4: after those to the same place that are there. IPv6 would make one
@@ -394,24 +385,24 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_there`] when this very route is there (IPv6: one of the same metric).
-    pub async fn add_route(&self, index: u32, route: &Route) -> Result<(), Error> {
+    pub fn add_route(&self, index: u32, route: &Route) -> Result<(), Error> {
         let what = || match route.gw {
             Some(gw) => format!("add route {} via {gw}", route.dst),
             None => format!("add route {}", route.dst),
         };
         let message = Message::NewRoute(route_message(index, route));
         let second = if route.dst.is_ipv4() { NLM_F_APPEND } else { NLM_F_EXCL };
-        self.ask(message, NLM_F_ACK | NLM_F_CREATE | second, what).await.map(drop)
+        self.ask(message, NLM_F_ACK | NLM_F_CREATE | second, what).map(drop)
     }
 
     /// The routes of one family through a device, in all tables but `local`.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn routes(&self, index: u32, v4: bool) -> Result<Vec<Route>, Error> {
+    pub fn routes(&self, index: u32, v4: bool) -> Result<Vec<Route>, Error> {
         let mut ask = RouteMessage::default();
         ask.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let answers = self.ask(Message::GetRoute(ask), NLM_F_DUMP, || "list routes".into()).await?;
+        let answers = self.ask(Message::GetRoute(ask), NLM_F_DUMP, || "list routes".into())?;
         Ok(answers.iter().filter_map(|answer| read_route(answer, index)).collect())
     }
 
@@ -419,12 +410,12 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses for another reason than not knowing it.
-    pub async fn port_of(&self, bridge: u32, mac: Mac) -> Result<Option<u32>, Error> {
+    pub fn port_of(&self, bridge: u32, mac: Mac) -> Result<Option<u32>, Error> {
         let mut ask = NeighbourMessage::default();
         ask.header.family = AddressFamily::Bridge;
         ask.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
         ask.attributes.push(NeighbourAttribute::Controller(bridge));
-        let found = self.neighbour(ask, || format!("look up {mac} on bridge {bridge}")).await?;
+        let found = self.neighbour(ask, || format!("look up {mac} on bridge {bridge}"))?;
         // An entry of the bridge itself is its own address.
         Ok(found.map(|entry| entry.header.ifindex).filter(|index| *index != bridge))
     }
@@ -433,7 +424,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses for another reason than having none.
-    pub async fn neighbour_mac(&self, index: u32, address: IpAddr) -> Result<Option<Mac>, Error> {
+    pub fn neighbour_mac(&self, index: u32, address: IpAddr) -> Result<Option<Mac>, Error> {
         let mut ask = NeighbourMessage::default();
         ask.header.family = family(address);
         ask.header.ifindex = index;
@@ -441,7 +432,7 @@ impl Netlink {
             IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
             IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
         }));
-        let found = self.neighbour(ask, || format!("look up neighbour {address}")).await?;
+        let found = self.neighbour(ask, || format!("look up neighbour {address}"))?;
         Ok(found.and_then(|entry| {
             entry.attributes.iter().find_map(|attribute| match attribute {
                 NeighbourAttribute::LinkLayerAddress(bytes) => Mac::from_bytes(bytes),
@@ -450,12 +441,12 @@ impl Netlink {
         }))
     }
 
-    async fn neighbour(
+    fn neighbour(
         &self,
         ask: NeighbourMessage,
         what: impl Fn() -> String,
     ) -> Result<Option<NeighbourMessage>, Error> {
-        match self.ask(Message::GetNeighbour(ask), 0, what).await {
+        match self.ask(Message::GetNeighbour(ask), 0, what) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
                 Message::NewNeighbour(entry) => Some(entry),
                 _ => None,
@@ -470,7 +461,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn pin(&self, port: u32, mac: Mac) -> Result<(), Error> {
+    pub fn pin(&self, port: u32, mac: Mac) -> Result<(), Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = port;
@@ -479,54 +470,24 @@ impl Netlink {
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         let what = || format!("pin {mac} to bridge port {port}");
-        self.ask(Message::NewNeighbour(message), flags, what).await.map(drop)
+        self.ask(Message::NewNeighbour(message), flags, what).map(drop)
     }
 
-    async fn create(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
-        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, what).await.map(drop)
+    fn create(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
+        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, what).map(drop)
     }
 
-    async fn change(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
-        self.ask(message, NLM_F_ACK, what).await.map(drop)
+    fn change(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
+        self.ask(message, NLM_F_ACK, what).map(drop)
     }
 
     /// RTM_NEWLINK without NLM_F_CREATE changes a device; unlike RTM_SETLINK it takes port settings too.
-    async fn set(&self, message: LinkMessage, what: impl Fn() -> String) -> Result<(), Error> {
-        self.change(Message::NewLink(message), what).await
+    fn set(&self, message: LinkMessage, what: impl Fn() -> String) -> Result<(), Error> {
+        self.change(Message::NewLink(message), what)
     }
 
     /// One request and everything that the kernel answers.
-    async fn ask(
-        &self,
-        message: Message,
-        flags: u16,
-        what: impl Fn() -> String,
-    ) -> Result<Vec<Message>, Error> {
-        let failed = |source: io::Error| Error { what: what(), source };
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        let mut answers = self
-            .handle
-            .clone()
-            .request(request)
-            .map_err(|_| failed(io::Error::other("the netlink socket is closed")))?;
-        let mut collected = Vec::new();
-        let collect = async {
-            while let Some(answer) = answers.next().await {
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => collected.push(message),
-                    NetlinkPayload::Error(error) => return Err(failed(error.to_io())),
-                    _ => {}
-                }
-            }
-            Ok(())
-        };
-        match tokio::time::timeout(ANSWER_LIMIT, collect).await {
-            Ok(done) => done.map(|()| collected),
-            Err(_) => Err(failed(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("no answer from the kernel within {} s", ANSWER_LIMIT.as_secs()),
-            ))),
-        }
+    fn ask(&self, message: Message, flags: u16, what: impl Fn() -> String) -> Result<Vec<Message>, Error> {
+        self.socket.ask(message, flags).map_err(|source| Error { what: what(), source })
     }
 }

@@ -18,7 +18,7 @@ use std::{fs, io::ErrorKind, path::Path};
 ///
 /// # Errors
 /// A sentence on what is missing.
-pub async fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
+pub fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
     let record = read(flags)?;
     let host_name = host_name();
     if !record.node.is_of_host(&host_name) {
@@ -31,12 +31,12 @@ pub async fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
     let kernel = Kernel::open().map_err(|e| e.to_string())?;
     let mark = Mark::new(run_dir);
     let _lock = mark.lock().map_err(|e| e.to_string())?;
-    let outcome = restore_from(&record, &kernel, &mark).await.map_err(|e| e.to_string())?;
+    let outcome = restore_from(&record, &kernel, &mark).map_err(|e| e.to_string())?;
     if let Some(failure) = outcome.failures.first() {
         return Err(format!("{}: {}", failure.step, failure.error));
     }
     if !outcome.is_settled() || !mark.holds() {
-        let found = find_underlay(&kernel, &record.node).await.map_err(|e| e.to_string())?;
+        let found = find_underlay(&kernel, &record.node).map_err(|e| e.to_string())?;
         return Err(found.err().map_or_else(
             || "the interface below has no address of every family in use".to_owned(),
             |absent| format!("the overlay has to wait: {absent}"),
@@ -49,7 +49,7 @@ pub async fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
 ///
 /// # Errors
 /// A sentence on what would not go; the rest is gone.
-pub async fn remove(flags: &Flags, run_dir: &Path) -> Result<String, String> {
+pub fn remove(flags: &Flags, run_dir: &Path) -> Result<String, String> {
     if let Some(pid) = lock::holder(&flags.state_dir) {
         return Err(format!(
             "edgeflanneld runs (process {pid}) and would put everything back: stop it first"
@@ -76,9 +76,9 @@ pub async fn remove(flags: &Flags, run_dir: &Path) -> Result<String, String> {
 
     // Direct routes are on somebody else's device: a node without peers wants none of them.
     record.peers.clear();
-    let found = find_underlay(&kernel, &record.node).await.map_err(|e| e.to_string())?;
+    let found = find_underlay(&kernel, &record.node).map_err(|e| e.to_string())?;
     let prune = |step: &Step| matches!(step, Step::RemoveRoute(_));
-    match reconcile(&kernel, &record, found.as_ref().ok(), prune).await {
+    match reconcile(&kernel, &record, found.as_ref().ok(), prune) {
         Ok(outcome) => failures.extend(outcome.failures.into_iter().map(|failure| failure.error.to_string())),
         Err(e) => failures.push(e.to_string()),
     }
@@ -87,7 +87,7 @@ pub async fn remove(flags: &Flags, run_dir: &Path) -> Result<String, String> {
         let name = device_name(family, record.node.backend.vni);
         steps.push(Step::DeleteDevice { name, index: 0 });
     }
-    let failed = kernel.carry_out(&steps, &record.node).await;
+    let failed = kernel.carry_out(&steps, &record.node);
     failures.extend(failed.into_iter().map(|failure| failure.error.to_string()));
     if let Err(e) = nft::Nft::open().and_then(|nft| nft.remove_own_table()) {
         failures.push(format!("nftables table {}: {e}", nft::TABLE));

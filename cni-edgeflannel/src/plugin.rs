@@ -17,7 +17,7 @@ use crate::{
 };
 use cni::{Attachment, AttachmentId, Call, Delegate, Error, Plugin, Success};
 use log::warn;
-use std::{borrow::Cow, fs, future::Future, io, path::Path};
+use std::{borrow::Cow, fs, io, path::Path};
 
 /// Error code of CHECK for what is missing or not as it was made.
 const DRIFT: u32 = 102;
@@ -41,39 +41,33 @@ impl Plugin for Edgeflannel {
         let subnet = ipam::node_subnet(&config)?;
         let ipam = Ipam::find(call, &config, subnet.as_ref())?;
         let of = Subject { network: &call.conf.name, at: &at.id, netns };
-        run(async {
-            let kernel = Kernel::open(open_netns(netns)?).map_err(refused)?;
-            if kernel.pod_has(at.id.ifname.as_str()).await.map_err(refused)? {
-                return Err(Error::invalid_environment(format!(
-                    "CNI_IFNAME {} exists already in {}; DEL it first, or choose another",
-                    at.id.ifname,
-                    netns.display()
-                )));
-            }
-            let bridge = kernel.see_bridge(config.bridge.as_str()).await.map_err(refused)?;
-            let made = match ipam.delegate.add(&ipam.stdin) {
-                Ok(given) => wire(of, &config, subnet.as_ref(), &given, &kernel, bridge).await,
-                Err(error) => Err(error),
-            };
-            // Also when the IPAM plugin itself failed (spec section 4): it may have been killed half-way.
-            match made {
-                Ok(result) => Ok(result),
-                Err(error) => {
-                    if let Err(e) = ipam.delegate.del(&ipam.stdin) {
-                        warn!("giving the address back after a failed ADD: {e}");
-                    }
-                    Err(error)
-                }
-            }
-        })
+        let kernel = Kernel::open(open_netns(netns)?).map_err(refused)?;
+        if kernel.pod_has(at.id.ifname.as_str()).map_err(refused)? {
+            return Err(Error::invalid_environment(format!(
+                "CNI_IFNAME {} exists already in {}; DEL it first, or choose another",
+                at.id.ifname,
+                netns.display()
+            )));
+        }
+        let bridge = kernel.see_bridge(config.bridge.as_str()).map_err(refused)?;
+        let made = match ipam.delegate.add(&ipam.stdin) {
+            Ok(given) => wire(of, &config, subnet.as_ref(), &given, &kernel, bridge),
+            Err(error) => Err(error),
+        };
+        // Also when the IPAM plugin itself failed (spec section 4): it may have been killed half-way.
+        if made.is_err()
+            && let Err(e) = ipam.delegate.del(&ipam.stdin)
+        {
+            warn!("giving the address back after a failed ADD: {e}");
+        }
+        made
     }
 
     fn del(&self, call: &Call, at: &Attachment, netns: Option<&Path>) -> Result<(), Error> {
         start_log(call)?;
         let config = Config::new(&call.conf, None)?;
-        let deleted = run(async {
-            remove::attachment(&call.conf.name, &at.id, config.bridge.as_str(), netns).await.map_err(refused)
-        });
+        let deleted =
+            remove::attachment(&call.conf.name, &at.id, config.bridge.as_str(), netns).map_err(refused);
         // Only now: as long as the veth is there, the address must not be anybody else's.
         let released = release(call, &config);
         match fs::remove_file(config.flannel_data_dir.join(at.id.container_id.as_str())) {
@@ -92,10 +86,8 @@ impl Plugin for Edgeflannel {
         let of = Subject { network: &call.conf.name, at: &at.id, netns };
         let result = call.conf.prev_result.clone().unwrap_or_default();
         let expected = Expected::new(of, &config, subnet.as_ref(), &result);
-        let observed = run(async {
-            let kernel = Kernel::open(open_netns(netns)?).map_err(refused)?;
-            kernel.observe(&expected).await.map_err(refused)
-        })?;
+        let observed =
+            Kernel::open(open_netns(netns)?).and_then(|kernel| kernel.observe(&expected)).map_err(refused)?;
         let drift: Vec<String> = check::drift(&expected, &observed).iter().map(Drift::to_string).collect();
         if !drift.is_empty() {
             return Err(Error::plugin(DRIFT, drift.join("; ")));
@@ -108,7 +100,7 @@ impl Plugin for Edgeflannel {
         start_log(call)?;
         let config = Config::new(&call.conf, None)?;
         let removed = match valid {
-            Some(valid) => run(async { remove::all_but(&call.conf.name, valid).await.map_err(refused) }),
+            Some(valid) => remove::all_but(&call.conf.name, valid).map_err(refused),
             None => Ok(()),
         };
         let subnet = ipam::node_subnet(&config).unwrap_or_default();
@@ -125,14 +117,14 @@ impl Plugin for Edgeflannel {
         let subnet =
             ipam::node_subnet(&config).map_err(|e| Error::not_available(e.msg).with_details(e.details))?;
         let bridge = config.bridge.as_str();
-        run(async { look::bridge_is_usable(bridge).await.map_err(|e| Error::not_available(e.to_string())) })?;
+        look::bridge_is_usable(bridge).map_err(|e| Error::not_available(e.to_string()))?;
         let ipam = Ipam::find(call, &config, subnet.as_ref())?;
         ipam.delegate.status(&ipam.stdin)
     }
 }
 
 /// The part of ADD that has something to lose: IPAM has given addresses.
-async fn wire(
+fn wire(
     of: Subject<'_>,
     config: &Config,
     subnet: Option<&SubnetEnv>,
@@ -141,9 +133,9 @@ async fn wire(
     bridge: Option<SeenBridge>,
 ) -> Result<Success, Error> {
     let wanted = Wanted::new(of, config, subnet, given, bridge.as_ref()).map_err(cannot)?;
-    let seen = kernel.see(&wanted, bridge).await.map_err(refused)?;
+    let seen = kernel.see(&wanted, bridge).map_err(refused)?;
     let steps = plan::steps(&wanted, &seen).map_err(cannot)?;
-    kernel.carry_out(&steps, &wanted).await.map_err(refused)?;
+    kernel.carry_out(&steps, &wanted).map_err(refused)?;
     Ok(wanted.result)
 }
 
@@ -158,15 +150,13 @@ fn restore_overlay(config: &Config) {
     if restore::is_up(run_dir, subnet_known) {
         return;
     }
-    let restored = run(async { Ok(restore::restore(&config.state_dir, run_dir, subnet_known).await) });
-    match restored {
-        Ok(Ok(Restored::OtherHost(name))) => warn!(
+    match restore::restore(&config.state_dir, run_dir, subnet_known) {
+        Ok(Restored::OtherHost(name)) => warn!(
             "the node record in {} was written on {name}, and this host is {}: the overlay is not restored from it",
             config.state_dir.display(),
             restore::host_name()
         ),
-        Ok(Ok(_)) => {}
-        Ok(Err(e)) => warn!("the overlay is not restored: {e}"),
+        Ok(_) => {}
         Err(e) => warn!("the overlay is not restored: {e}"),
     }
 }
@@ -208,11 +198,6 @@ fn open_netns(path: &Path) -> Result<Netns, Error> {
             _ => Error::invalid_environment(msg),
         }
     })
-}
-
-fn run<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    runtime.map_err(|e| Error::io(format!("start the runtime: {e}")))?.block_on(work)
 }
 
 fn refused(error: kernel::Error) -> Error {

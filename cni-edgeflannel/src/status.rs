@@ -92,7 +92,7 @@ impl Drift {
 ///
 /// # Errors
 /// When the record or the kernel cannot be read at all.
-pub async fn look(flags: &Flags, run_dir: &Path) -> Result<Report, String> {
+pub fn look(flags: &Flags, run_dir: &Path) -> Result<Report, String> {
     let mut store = RecordStore::new(&flags.state_dir);
     let record = match store.load().map_err(|e| e.to_string())? {
         Loaded::Record(record) => Some(*record),
@@ -112,13 +112,12 @@ pub async fn look(flags: &Flags, run_dir: &Path) -> Result<Report, String> {
     };
     record.node = identity::with_flags(&record.node, flags);
     let kernel = Kernel::open().map_err(|e| e.to_string())?;
-    let underlay = find_underlay(&kernel, &record.node).await.map_err(|e| e.to_string())?;
+    let underlay = find_underlay(&kernel, &record.node).map_err(|e| e.to_string())?;
     let mut drift = Vec::new();
     if let Err(absent) = &underlay {
         drift.push(Drift::new(Kind::Link, absent));
     }
-    let (wanted, seen) =
-        compare(&kernel, &record, underlay.as_ref().ok()).await.map_err(|e| e.to_string())?;
+    let (wanted, seen) = compare(&kernel, &record, underlay.as_ref().ok()).map_err(|e| e.to_string())?;
     let steps = plan(&wanted, &seen);
     drift.extend(steps.iter().map(|step| Drift::new(step.kind(), step)));
     drift.extend(wanted.conflicts.iter().map(|conflict| Drift::new(Kind::Conflict, conflict)));

@@ -151,7 +151,7 @@ impl Keeper {
             flags,
         };
         keeper.read_netconf();
-        keeper.identify().await;
+        keeper.identify();
         keeper.restore().await;
         Ok(keeper)
     }
@@ -211,9 +211,9 @@ impl Keeper {
             }
             Err(_) => None,
         };
-        self.look_below().await;
+        self.look_below();
         self.save();
-        match restore_from(&self.record, &self.kernel, &self.mark).await {
+        match restore_from(&self.record, &self.kernel, &self.mark) {
             Ok(outcome) => {
                 if !was_up && outcome.is_settled() && self.is_whole(&outcome) {
                     self.board.restored();
@@ -251,9 +251,9 @@ impl Keeper {
     }
 
     /// Brings our own part of the record up to date with everything that is known.
-    async fn identify(&mut self) {
+    fn identify(&mut self) {
         let vni = self.netconf.as_ref().map_or(self.record.node.backend.vni, |conf| conf.backend.vni);
-        let running = match self.kernel.links(vni).await {
+        let running = match self.kernel.links(vni) {
             Ok(links) => {
                 links.iter().filter_map(|(family, link)| Some((family, link.mac?))).collect::<Vec<_>>()
             }
@@ -286,7 +286,7 @@ impl Keeper {
         let before = self.changes.node;
         let vni = self.record.node.backend.vni;
         if vni != node.backend.vni && !self.record.node.subnets.is_empty() {
-            self.forget_devices(vni).await;
+            self.forget_devices(vni);
         }
         self.record.put_node(node, &mut self.changes);
         if self.changes.node && !before {
@@ -295,22 +295,22 @@ impl Keeper {
     }
 
     /// net-conf.json has another VNI than last time: the devices of the old one lead nowhere.
-    async fn forget_devices(&mut self, vni: u32) {
+    fn forget_devices(&mut self, vni: u32) {
         let names = Family::ALL.map(|family| device_name(family, vni));
         log::warn!("the VXLAN's number is no longer {vni}; removing {}", names.join(" and "));
         let steps = names.map(|name| Step::DeleteDevice { name, index: 0 });
-        for failure in self.kernel.carry_out(&steps, &self.record.node).await {
+        for failure in self.kernel.carry_out(&steps, &self.record.node) {
             self.report(failure.error.to_string());
         }
     }
 
     /// Looks for the interface below, and follows it.
-    async fn look_below(&mut self) {
+    fn look_below(&mut self) {
         self.due.underlay = None;
         if self.record.node.networks.is_empty() {
             return;
         }
-        let found = match find_underlay(&self.kernel, &self.record.node).await {
+        let found = match find_underlay(&self.kernel, &self.record.node) {
             Ok(Ok(underlay)) => Some(underlay),
             Ok(Err(absent)) => {
                 let absent = absent.to_string();
@@ -336,12 +336,12 @@ impl Keeper {
             self.absent = None;
         }
         self.underlay = found;
-        self.identify().await;
+        self.identify();
         self.due.changed.get_or_insert_with(Instant::now);
     }
 
     /// Takes in what the API server says.
-    pub async fn hear(&mut self, heard: Heard) {
+    pub fn hear(&mut self, heard: Heard) {
         let now = Instant::now();
         match &heard {
             Heard::Lost(why) => {
@@ -364,7 +364,7 @@ impl Keeper {
             self.due.changed.get_or_insert(now);
         }
         if own {
-            self.hear_own().await;
+            self.hear_own();
         }
         if listed {
             log::info!("the API server lists {} peers", self.record.peers.len());
@@ -378,7 +378,7 @@ impl Keeper {
         }
     }
 
-    async fn hear_own(&mut self) {
+    fn hear_own(&mut self) {
         let Some(node) = self.follower.own() else { return };
         let own = annotations::read_own(&self.keys, node, &self.networks());
         if self.own.as_ref() != Some(&own) {
@@ -386,8 +386,8 @@ impl Keeper {
                 self.report(format!("our own Node: {problem}"));
             }
             self.own = Some(own);
-            self.identify().await;
-            self.look_below().await;
+            self.identify();
+            self.look_below();
         }
         self.publish();
     }
@@ -408,7 +408,7 @@ impl Keeper {
     }
 
     /// Looks at everything now and then: there are things that nobody tells about.
-    pub async fn tick(&mut self, again: &Notify) {
+    pub fn tick(&mut self, again: &Notify) {
         let now = Instant::now();
         if self.netconf.is_none() {
             self.read_netconf();
@@ -416,8 +416,8 @@ impl Keeper {
                 self.reported.clear();
                 // The peers that were listed meanwhile were read without knowing the networks.
                 again.notify_one();
-                self.identify().await;
-                self.hear_own().await;
+                self.identify();
+                self.hear_own();
             }
         }
         if self.follower.take_question(now) {
@@ -449,11 +449,11 @@ impl Keeper {
     }
 
     /// Does what is due: the interface below, the record, the kernel, the cluster.
-    pub async fn act(&mut self) {
+    pub fn act(&mut self) {
         if self.due.underlay.is_some() {
             // What hangs on the interface goes when it goes, without a word about each.
             self.due.touched.get_or_insert_with(Instant::now);
-            self.look_below().await;
+            self.look_below();
         }
         // What the cluster altered, and what failed before, is done at once; what somebody undid has its pace.
         let drift_only = self.due.changed.take().is_none() & !std::mem::take(&mut self.due.failed);
@@ -465,14 +465,14 @@ impl Keeper {
             return;
         }
         let started = Instant::now();
-        if !drift_only && !touched && self.settled && self.follow_change().await {
+        if !drift_only && !touched && self.settled && self.follow_change() {
             self.rest(started);
             self.publish();
             return;
         }
         let mut repairs = Repairs::new(&mut self.pace, &self.board, started);
         let allow = |step: &Step| !drift_only || repairs.allow(step);
-        let outcome = reconcile(&self.kernel, &self.record, self.underlay.as_ref(), allow).await;
+        let outcome = reconcile(&self.kernel, &self.record, self.underlay.as_ref(), allow);
         let again = repairs.again();
         match outcome {
             Ok(outcome) => {
@@ -495,13 +495,13 @@ impl Keeper {
     }
 
     /// What the cluster changed, in a kernel that nobody has touched. False when that is not enough.
-    async fn follow_change(&mut self) -> bool {
+    fn follow_change(&mut self) -> bool {
         if self.record.node.backend.direct_routing {
             return false;
         }
         let wanted = desired(&self.record, self.underlay.as_ref(), &OnLink::default());
         let Some(steps) = delta(&self.wanted, &wanted, &self.indexes) else { return false };
-        let failures = self.kernel.carry_out(&steps, &self.record.node).await;
+        let failures = self.kernel.carry_out(&steps, &self.record.node);
         if let Some(failure) = failures.first() {
             // Somebody was quicker than the monitor.
             log::debug!("{}; looking at everything", failure.error);

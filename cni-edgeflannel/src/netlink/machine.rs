@@ -19,25 +19,25 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub async fn machine(&self, reach: Option<IpAddr>) -> Result<Machine, Error> {
-        let mut addresses = self.all_addresses().await?;
+    pub fn machine(&self, reach: Option<IpAddr>) -> Result<Machine, Error> {
+        let mut addresses = self.all_addresses()?;
         let ask = without_stats(LinkMessage::default());
-        let answers = self.ask(Message::GetLink(ask), NLM_F_DUMP, || "list devices".into()).await?;
+        let answers = self.ask(Message::GetLink(ask), NLM_F_DUMP, || "list devices".into())?;
         let links = answers.iter().filter_map(|answer| read_link(answer, &mut addresses)).collect();
         let mut default_routes = Vec::new();
         for family in Family::ALL {
-            default_routes.extend(self.default_routes(family).await?);
+            default_routes.extend(self.default_routes(family)?);
         }
         let reach = match reach {
-            Some(ip) => self.reach(ip).await,
+            Some(ip) => self.reach(ip),
             None => None,
         };
         Ok(Machine { links, default_routes, reach })
     }
 
-    async fn all_addresses(&self) -> Result<BTreeMap<u32, Vec<Address>>, Error> {
+    fn all_addresses(&self) -> Result<BTreeMap<u32, Vec<Address>>, Error> {
         let ask = Message::GetAddress(AddressMessage::default());
-        let answers = self.ask(ask, NLM_F_DUMP, || "list addresses".into()).await?;
+        let answers = self.ask(ask, NLM_F_DUMP, || "list addresses".into())?;
         let mut found: BTreeMap<u32, Vec<Address>> = BTreeMap::new();
         for (index, address) in answers.iter().filter_map(read_address) {
             found.entry(index).or_default().push(address);
@@ -45,14 +45,14 @@ impl Netlink {
         Ok(found)
     }
 
-    async fn default_routes(&self, of: Family) -> Result<Vec<DefaultRoute>, Error> {
+    fn default_routes(&self, of: Family) -> Result<Vec<DefaultRoute>, Error> {
         let mut ask = RouteMessage::default();
         ask.header.address_family = match of {
             Family::V4 => AddressFamily::Inet,
             Family::V6 => AddressFamily::Inet6,
         };
         ask.header.table = RouteHeader::RT_TABLE_MAIN;
-        match self.ask(Message::GetRoute(ask), NLM_F_DUMP, || format!("list {of} routes")).await {
+        match self.ask(Message::GetRoute(ask), NLM_F_DUMP, || format!("list {of} routes")) {
             Ok(answers) => Ok(answers.iter().flat_map(|answer| read_default_route(answer, of)).collect()),
             Err(e) if e.is_gone() || e.knows_no_family() => Ok(Vec::new()),
             Err(e) => Err(e),
@@ -60,13 +60,12 @@ impl Netlink {
     }
 
     /// The kernel's own answer, rules and all. No answer is no reach.
-    async fn reach(&self, ip: IpAddr) -> Option<Reach> {
+    fn reach(&self, ip: IpAddr) -> Option<Reach> {
         let mut ask = RouteMessage::default();
         ask.header.address_family = family(ip);
         ask.header.destination_prefix_length = Family::of(ip).bits();
         ask.attributes.push(RouteAttribute::Destination(RouteAddress::from(ip)));
-        let answers =
-            self.ask(Message::GetRoute(ask), 0, || format!("look up the way to {ip}")).await.ok()?;
+        let answers = self.ask(Message::GetRoute(ask), 0, || format!("look up the way to {ip}")).ok()?;
         answers.iter().find_map(|answer| {
             let Message::NewRoute(route) = answer else { return None };
             let index = route.attributes.iter().find_map(|attribute| match attribute {

@@ -38,9 +38,9 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses for another reason than there being none.
-    pub async fn vxlan(&self, name: &str) -> Result<Option<LinkSeen>, Error> {
+    pub fn vxlan(&self, name: &str) -> Result<Option<LinkSeen>, Error> {
         let ask = without_stats(LinkUnspec::new_with_name(name).build());
-        match self.ask(Message::GetLink(ask), 0, || format!("look up device {name}")).await {
+        match self.ask(Message::GetLink(ask), 0, || format!("look up device {name}")) {
             Ok(answers) => Ok(answers.iter().find_map(read_vxlan)),
             Err(e) if e.is_gone() => Ok(None),
             Err(e) => Err(e),
@@ -52,7 +52,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_there`] also when another device has the same number and port.
-    pub async fn add_vxlan(&self, device: &Device) -> Result<(), Error> {
+    pub fn add_vxlan(&self, device: &Device) -> Result<(), Error> {
         let mut message = LinkVxlan::new(&device.name, device.vni).dev(device.link).port(device.port);
         message = match device.local {
             IpAddr::V4(v4) => message.local(v4),
@@ -80,14 +80,13 @@ impl Netlink {
         self.create(Message::NewLink(message), || {
             format!("make device {} on interface {} with {}", device.name, device.link, device.local)
         })
-        .await
     }
 
     /// Gives a VXLAN device another interface below, local address and learning, leaving all that is on it.
     ///
     /// # Errors
     /// When the kernel refuses: it can change only some of it, older ones less.
-    pub async fn change_vxlan(&self, index: u32, device: &Device) -> Result<(), Error> {
+    pub fn change_vxlan(&self, index: u32, device: &Device) -> Result<(), Error> {
         let local = match device.local {
             IpAddr::V4(v4) => InfoVxlan::Local(v4),
             IpAddr::V6(v6) => InfoVxlan::Local6(v6),
@@ -100,37 +99,36 @@ impl Netlink {
         self.set(message, || {
             format!("let device {} use {} on interface {}", device.name, device.local, device.link)
         })
-        .await
     }
 
     /// Brings a device up, and says nothing else about it.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn only_up(&self, index: u32) -> Result<(), Error> {
+    pub fn only_up(&self, index: u32) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.set(message, || format!("bring device {index} up")).await
+        self.set(message, || format!("bring device {index} up"))
     }
 
     /// Sets a device's MTU.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
+    pub fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), Error> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        self.set(message, || format!("set MTU {mtu} of device {index}")).await
+        self.set(message, || format!("set MTU {mtu} of device {index}"))
     }
 
     /// The permanent neighbours of a device.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn permanent_neighbours(&self, index: u32, of: Family) -> Result<BTreeMap<IpAddr, Mac>, Error> {
+    pub fn permanent_neighbours(&self, index: u32, of: Family) -> Result<BTreeMap<IpAddr, Mac>, Error> {
         let mut ask = NeighbourMessage::default();
         ask.header.family = family_of(of);
         ask.attributes.push(NeighbourAttribute::IfIndex(index));
         let what = || format!("list neighbours of device {index}");
-        let answers = self.ask(Message::GetNeighbour(ask), NLM_F_DUMP, what).await?;
+        let answers = self.ask(Message::GetNeighbour(ask), NLM_F_DUMP, what)?;
         let entries = answers.iter().filter_map(|answer| match answer {
             Message::NewNeighbour(entry) => Some(entry),
             _ => None,
@@ -144,12 +142,12 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn permanent_fdb(&self, index: u32) -> Result<BTreeSet<(Mac, IpAddr)>, Error> {
+    pub fn permanent_fdb(&self, index: u32) -> Result<BTreeSet<(Mac, IpAddr)>, Error> {
         let mut ask = NeighbourMessage::default();
         ask.header.family = AddressFamily::Bridge;
         ask.header.ifindex = index;
         let what = || format!("list forwarding entries of device {index}");
-        let answers = self.ask(Message::GetNeighbour(ask), NLM_F_DUMP, what).await?;
+        let answers = self.ask(Message::GetNeighbour(ask), NLM_F_DUMP, what)?;
         let entries = answers.iter().filter_map(|answer| match answer {
             Message::NewNeighbour(entry) => Some(entry),
             _ => None,
@@ -166,50 +164,49 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn put_neighbour(&self, index: u32, ip: IpAddr, mac: Mac) -> Result<(), Error> {
+    pub fn put_neighbour(&self, index: u32, ip: IpAddr, mac: Mac) -> Result<(), Error> {
         let mut message = neighbour(index, ip, mac);
         message.header.state = NeighbourState::Permanent;
-        self.put(Message::NewNeighbour(message), || format!("put neighbour {ip} at {mac}")).await
+        self.put(Message::NewNeighbour(message), || format!("put neighbour {ip} at {mac}"))
     }
 
     /// Takes a neighbour away.
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_gone`] when there is none.
-    pub async fn delete_neighbour(&self, index: u32, ip: IpAddr, mac: Mac) -> Result<(), Error> {
+    pub fn delete_neighbour(&self, index: u32, ip: IpAddr, mac: Mac) -> Result<(), Error> {
         let message = neighbour(index, ip, mac);
-        self.change(Message::DelNeighbour(message), || format!("delete neighbour {ip}")).await
+        self.change(Message::DelNeighbour(message), || format!("delete neighbour {ip}"))
     }
 
     /// Puts a forwarding entry, in the place of one with the same hardware address.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn put_fdb(&self, index: u32, mac: Mac, place: IpAddr) -> Result<(), Error> {
+    pub fn put_fdb(&self, index: u32, mac: Mac, place: IpAddr) -> Result<(), Error> {
         let mut message = forwarding(index, mac, place);
         message.header.state = NeighbourState::Permanent;
-        self.put(Message::NewNeighbour(message), || format!("put forwarding entry {mac} to {place}")).await
+        self.put(Message::NewNeighbour(message), || format!("put forwarding entry {mac} to {place}"))
     }
 
     /// Takes one place of a forwarding entry away; with [`NOWHERE`], the whole entry.
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_gone`] when there is none.
-    pub async fn delete_fdb(&self, index: u32, mac: Mac, place: IpAddr) -> Result<(), Error> {
+    pub fn delete_fdb(&self, index: u32, mac: Mac, place: IpAddr) -> Result<(), Error> {
         let message = forwarding(index, mac, place);
         self.change(Message::DelNeighbour(message), || format!("delete forwarding entry {mac} to {place}"))
-            .await
     }
 
     /// The unicast routes of a family in the main table.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn main_routes(&self, of: Family) -> Result<BTreeSet<RouteSeen>, Error> {
+    pub fn main_routes(&self, of: Family) -> Result<BTreeSet<RouteSeen>, Error> {
         let mut ask = RouteMessage::default();
         ask.header.address_family = family_of(of);
         ask.header.table = RouteHeader::RT_TABLE_MAIN;
-        match self.ask(Message::GetRoute(ask), NLM_F_DUMP, || format!("list {of} routes")).await {
+        match self.ask(Message::GetRoute(ask), NLM_F_DUMP, || format!("list {of} routes")) {
             Ok(answers) => Ok(answers.iter().filter_map(|answer| read_main_route(answer, of)).collect()),
             // A namespace that never had a route has no table, a kernel without IPv6 no family.
             Err(e) if e.is_gone() || e.knows_no_family() => Ok(BTreeSet::new()),
@@ -222,7 +219,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn put_peer_route(&self, index: u32, dst: IpNetwork, hop: Hop) -> Result<(), Error> {
+    pub fn put_peer_route(&self, index: u32, dst: IpNetwork, hop: Hop) -> Result<(), Error> {
         let mut message = main_route(dst);
         let gateway = match hop {
             Hop::Vxlan(gateway) => {
@@ -233,14 +230,14 @@ impl Netlink {
             Hop::Direct(gateway) => gateway,
         };
         message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
-        self.put(Message::NewRoute(message), || format!("put route {dst} via {gateway}")).await
+        self.put(Message::NewRoute(message), || format!("put route {dst} via {gateway}"))
     }
 
     /// Takes away exactly this route.
     ///
     /// # Errors
     /// When the kernel refuses; [`Error::is_gone`] when it is not there.
-    pub async fn delete_main_route(&self, route: &RouteSeen) -> Result<(), Error> {
+    pub fn delete_main_route(&self, route: &RouteSeen) -> Result<(), Error> {
         let mut message = main_route(route.dst);
         message.header.protocol = RouteProtocol::from(route.protocol);
         message.header.scope = if route.global { RouteScope::Universe } else { RouteScope::NoWhere };
@@ -251,11 +248,11 @@ impl Netlink {
         if route.metric != 0 {
             message.attributes.push(RouteAttribute::Priority(route.metric));
         }
-        self.change(Message::DelRoute(message), || format!("delete route {}", route.dst)).await
+        self.change(Message::DelRoute(message), || format!("delete route {}", route.dst))
     }
 
-    async fn put(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
-        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, what).await.map(drop)
+    fn put(&self, message: Message, what: impl Fn() -> String) -> Result<(), Error> {
+        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, what).map(drop)
     }
 }
 

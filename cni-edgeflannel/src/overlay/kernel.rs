@@ -57,13 +57,13 @@ pub struct Failure {
 
 /// The node's kernel: sockets in the network namespace that it was opened in. Sysctls go by the calling thread's
 /// namespace, which must be the same.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Kernel {
     netlink: Netlink,
 }
 
 impl Kernel {
-    /// Opens a socket. Must be called within a tokio runtime.
+    /// Opens a socket.
     ///
     /// # Errors
     /// When the kernel gives none.
@@ -75,18 +75,18 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub async fn machine(&self, can_reach: Option<IpAddr>) -> Result<Machine, Error> {
-        Ok(self.netlink.machine(can_reach).await?)
+    pub fn machine(&self, can_reach: Option<IpAddr>) -> Result<Machine, Error> {
+        Ok(self.netlink.machine(can_reach)?)
     }
 
     /// The devices of our names that are there, without what is on them.
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub async fn links(&self, vni: u32) -> Result<PerFamily<super::LinkSeen>, Error> {
+    pub fn links(&self, vni: u32) -> Result<PerFamily<super::LinkSeen>, Error> {
         let mut links = PerFamily::default();
         for family in Family::ALL {
-            *links.slot(family) = self.netlink.vxlan(&device_name(family, vni)).await?;
+            *links.slot(family) = self.netlink.vxlan(&device_name(family, vni))?;
         }
         Ok(links)
     }
@@ -95,9 +95,9 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub async fn routes(&self) -> Result<BTreeSet<RouteSeen>, Error> {
-        let mut routes = self.netlink.main_routes(Family::V4).await?;
-        routes.extend(self.netlink.main_routes(Family::V6).await?);
+    pub fn routes(&self) -> Result<BTreeSet<RouteSeen>, Error> {
+        let mut routes = self.netlink.main_routes(Family::V4)?;
+        routes.extend(self.netlink.main_routes(Family::V6)?);
         Ok(routes)
     }
 
@@ -105,20 +105,20 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub async fn observe(&self, node: &NodeRecord, desired: &Desired) -> Result<Observed, Error> {
-        let links = self.links(node.backend.vni).await?;
+    pub fn observe(&self, node: &NodeRecord, desired: &Desired) -> Result<Observed, Error> {
+        let links = self.links(node.backend.vni)?;
         let mut devices = PerFamily::default();
         for (family, link) in links.iter() {
             let mut link = link.clone();
             if node.disable_tx_checksum && link.vxlan.is_some() {
                 link.tx_checksum = tx_checksum(link.index);
             }
-            let addresses = self.netlink.addresses(link.index).await?;
+            let addresses = self.netlink.addresses(link.index)?;
             let seen = DeviceSeen {
                 addresses: addresses.iter().map(|one| one.cidr).filter(|cidr| ours(*cidr, family)).collect(),
-                neighbours: self.netlink.permanent_neighbours(link.index, family).await?,
+                neighbours: self.netlink.permanent_neighbours(link.index, family)?,
                 fdb: match link.vxlan {
-                    Some(_) => self.netlink.permanent_fdb(link.index).await?,
+                    Some(_) => self.netlink.permanent_fdb(link.index)?,
                     None => BTreeSet::new(),
                 },
                 link,
@@ -127,7 +127,7 @@ impl Kernel {
         }
         Ok(Observed {
             devices,
-            routes: self.routes().await?,
+            routes: self.routes()?,
             sysctls: sysctls(desired),
             chains: chains(desired)?,
             subnet_env: fs::read_to_string(&node.subnet_file).ok(),
@@ -136,39 +136,39 @@ impl Kernel {
 
     /// Carries out the steps. Each is tried, whatever became of those before it; what hangs on a device that could
     /// not be made is left out.
-    pub async fn carry_out(&self, steps: &[Step], node: &NodeRecord) -> Vec<Failure> {
+    pub fn carry_out(&self, steps: &[Step], node: &NodeRecord) -> Vec<Failure> {
         let mut failures = Vec::new();
         let mut indexes = Indexes { vni: node.backend.vni, known: BTreeMap::new() };
         for step in steps {
             debug!("{step:?}");
-            if let Err(error) = self.act(step, &mut indexes, &node.subnet_file).await {
+            if let Err(error) = self.act(step, &mut indexes, &node.subnet_file) {
                 failures.push(Failure { step: step.clone(), error });
             }
         }
         failures
     }
 
-    async fn act(&self, step: &Step, indexes: &mut Indexes, subnet_file: &Path) -> Result<(), Error> {
+    fn act(&self, step: &Step, indexes: &mut Indexes, subnet_file: &Path) -> Result<(), Error> {
         match step {
             Step::DeleteDevice { name, .. } => {
                 indexes.known.clear();
-                fine_if_gone(self.netlink.delete_link(name).await)?;
+                fine_if_gone(self.netlink.delete_link(name))?;
             }
             Step::CreateDevice(device, _) => {
                 indexes.known.clear();
-                self.netlink.add_vxlan(device).await?;
+                self.netlink.add_vxlan(device)?;
             }
             Step::ChangeVxlan(device, family) => {
-                let Some(index) = indexes.of(*family, &self.netlink).await? else { return Ok(()) };
-                if let Err(e) = self.netlink.change_vxlan(index, device).await {
+                let Some(index) = indexes.of(*family, &self.netlink)? else { return Ok(()) };
+                if let Err(e) = self.netlink.change_vxlan(index, device) {
                     // The next round makes it anew.
                     warn!("{e}: {} is made anew", device.name);
                     indexes.known.clear();
-                    fine_if_gone(self.netlink.delete_link(&device.name).await)?;
+                    fine_if_gone(self.netlink.delete_link(&device.name))?;
                 }
             }
             Step::SetSysctl(sysctl) => ensure(sysctl)?,
-            Step::RemoveRoute(route) => fine_if_gone(self.netlink.delete_main_route(route).await)?,
+            Step::RemoveRoute(route) => fine_if_gone(self.netlink.delete_main_route(route))?,
             Step::PutChain(chain) => put_chain(chain)?,
             Step::RemoveChain(name) => {
                 let removed = Nft::open().and_then(|nft| nft.remove(name));
@@ -190,8 +190,8 @@ impl Kernel {
             | Step::RemoveFdb(family, ..)
             | Step::PutRoute(family, ..) => {
                 // That the device is missing has been said where it was to be made.
-                if let Some(index) = indexes.of(*family, &self.netlink).await? {
-                    self.act_on(index, step).await?;
+                if let Some(index) = indexes.of(*family, &self.netlink)? {
+                    self.act_on(index, step)?;
                 }
             }
         }
@@ -199,25 +199,23 @@ impl Kernel {
     }
 
     /// The steps that alter a device or what is on it.
-    async fn act_on(&self, index: u32, step: &Step) -> Result<(), Error> {
+    fn act_on(&self, index: u32, step: &Step) -> Result<(), Error> {
         let netlink = &self.netlink;
         match step {
-            Step::SetMac(_, mac) => netlink.set_mac(index, *mac).await?,
-            Step::SetMtu(_, mtu) => netlink.set_mtu(index, *mtu).await?,
-            Step::SetUp(_) => netlink.only_up(index).await?,
+            Step::SetMac(_, mac) => netlink.set_mac(index, *mac)?,
+            Step::SetMtu(_, mtu) => netlink.set_mtu(index, *mtu)?,
+            Step::SetUp(_) => netlink.only_up(index)?,
             Step::TxChecksumOff(_) => {
                 let done = Ethtool::open().and_then(|ethtool| ethtool.tx_checksum_off(index));
                 done.map_err(failed("switch tx-checksum-ip-generic off"))?;
             }
-            Step::AddAddress(_, cidr) => fine_if_there(netlink.add_address(index, *cidr).await)?,
-            Step::RemoveAddress(_, cidr) => fine_if_gone(netlink.delete_address(index, *cidr).await)?,
-            Step::PutNeighbour(_, ip, mac) => netlink.put_neighbour(index, *ip, *mac).await?,
-            Step::RemoveNeighbour(_, ip, mac) => {
-                fine_if_gone(netlink.delete_neighbour(index, *ip, *mac).await)?
-            }
-            Step::PutFdb(_, mac, place) => netlink.put_fdb(index, *mac, *place).await?,
-            Step::RemoveFdb(_, mac, place) => fine_if_gone(netlink.delete_fdb(index, *mac, *place).await)?,
-            Step::PutRoute(_, dst, hop) => netlink.put_peer_route(index, *dst, *hop).await?,
+            Step::AddAddress(_, cidr) => fine_if_there(netlink.add_address(index, *cidr))?,
+            Step::RemoveAddress(_, cidr) => fine_if_gone(netlink.delete_address(index, *cidr))?,
+            Step::PutNeighbour(_, ip, mac) => netlink.put_neighbour(index, *ip, *mac)?,
+            Step::RemoveNeighbour(_, ip, mac) => fine_if_gone(netlink.delete_neighbour(index, *ip, *mac))?,
+            Step::PutFdb(_, mac, place) => netlink.put_fdb(index, *mac, *place)?,
+            Step::RemoveFdb(_, mac, place) => fine_if_gone(netlink.delete_fdb(index, *mac, *place))?,
+            Step::PutRoute(_, dst, hop) => netlink.put_peer_route(index, *dst, *hop)?,
             _ => {}
         }
         Ok(())
@@ -231,11 +229,11 @@ struct Indexes {
 }
 
 impl Indexes {
-    async fn of(&mut self, family: Family, netlink: &Netlink) -> Result<Option<u32>, netlink::Error> {
+    fn of(&mut self, family: Family, netlink: &Netlink) -> Result<Option<u32>, netlink::Error> {
         if let Some(known) = self.known.get(&family) {
             return Ok(*known);
         }
-        let found = netlink.vxlan(&device_name(family, self.vni)).await?.map(|link| link.index);
+        let found = netlink.vxlan(&device_name(family, self.vni))?.map(|link| link.index);
         self.known.insert(family, found);
         Ok(found)
     }

@@ -43,7 +43,7 @@ impl Outcome {
 ///
 /// # Errors
 /// When the kernel refuses to say.
-pub async fn compare(
+pub fn compare(
     kernel: &Kernel,
     record: &Record,
     underlay: Option<&Underlay>,
@@ -51,13 +51,13 @@ pub async fn compare(
     // Only direct routing asks the routing table before it knows what it wants.
     let on_link = if record.node.backend.direct_routing {
         let ours: Vec<u32> =
-            kernel.links(record.node.backend.vni).await?.iter().map(|(_, link)| link.index).collect();
-        OnLink::new(&kernel.routes().await?, &ours)
+            kernel.links(record.node.backend.vni)?.iter().map(|(_, link)| link.index).collect();
+        OnLink::new(&kernel.routes()?, &ours)
     } else {
         OnLink::default()
     };
     let wanted = desired(record, underlay, &on_link);
-    let seen = kernel.observe(&record.node, &wanted).await?;
+    let seen = kernel.observe(&record.node, &wanted)?;
     Ok((wanted, seen))
 }
 
@@ -65,7 +65,7 @@ pub async fn compare(
 ///
 /// # Errors
 /// When the kernel refuses to say what it has. Steps that fail are in the outcome.
-pub async fn reconcile(
+pub fn reconcile(
     kernel: &Kernel,
     record: &Record,
     underlay: Option<&Underlay>,
@@ -73,7 +73,7 @@ pub async fn reconcile(
 ) -> Result<Outcome, Error> {
     let mut outcome = Outcome::default();
     for round in 0.. {
-        let (wanted, seen) = compare(kernel, record, underlay).await?;
+        let (wanted, seen) = compare(kernel, record, underlay)?;
         outcome.conflicts.clone_from(&wanted.conflicts);
         outcome.indexes = seen.devices.map(|_, device| device.link.index);
         let steps = plan(&wanted, &seen);
@@ -88,7 +88,7 @@ pub async fn reconcile(
         }
         let (steps, held_back): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(&mut allow);
         outcome.held_back = held_back;
-        outcome.failures = kernel.carry_out(&steps, &record.node).await;
+        outcome.failures = kernel.carry_out(&steps, &record.node);
         let nothing_done = steps.len() == outcome.failures.len();
         outcome.taken.extend(steps);
         if nothing_done {
@@ -102,8 +102,8 @@ pub async fn reconcile(
 ///
 /// # Errors
 /// When the kernel refuses to say.
-pub async fn find_underlay(kernel: &Kernel, node: &NodeRecord) -> Result<Result<Underlay, Absent>, Error> {
-    let machine = kernel.machine(node.underlay.can_reach).await?;
+pub fn find_underlay(kernel: &Kernel, node: &NodeRecord) -> Result<Result<Underlay, Absent>, Error> {
+    let machine = kernel.machine(node.underlay.can_reach)?;
     let wish = Wish {
         choice: &node.underlay,
         families: &node.networks,

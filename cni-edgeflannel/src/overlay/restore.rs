@@ -169,16 +169,11 @@ pub fn is_up(run_dir: &Path, else_wise: impl Fn() -> bool) -> bool {
     Mark::new(run_dir).holds() && else_wise()
 }
 
-/// Restores the overlay from the record in `state_dir`, unless it [is up](is_up). Must be called within a tokio
-/// runtime.
+/// Restores the overlay from the record in `state_dir`, unless it [is up](is_up).
 ///
 /// # Errors
 /// Each of [`Error`]; then nothing was done.
-pub async fn restore(
-    state_dir: &Path,
-    run_dir: &Path,
-    else_wise: impl Fn() -> bool,
-) -> Result<Restored, Error> {
+pub fn restore(state_dir: &Path, run_dir: &Path, else_wise: impl Fn() -> bool) -> Result<Restored, Error> {
     let mark = Mark::new(run_dir);
     if is_up(run_dir, &else_wise) {
         return Ok(Restored::Up);
@@ -206,23 +201,23 @@ pub async fn restore(
         return Ok(Restored::OtherHost(record.node.host_name.clone()));
     }
     let kernel = Kernel::open()?;
-    Ok(Restored::Done(Box::new(restore_from(&record, &kernel, &mark).await?)))
+    Ok(Restored::Done(Box::new(restore_from(&record, &kernel, &mark)?)))
 }
 
 /// Restores the overlay from a record, and sets the mark if all of it is there. The caller holds the lock.
 ///
 /// # Errors
 /// When the kernel refuses to say what it has.
-pub async fn restore_from(record: &Record, kernel: &Kernel, mark: &Mark) -> Result<Outcome, Error> {
+pub fn restore_from(record: &Record, kernel: &Kernel, mark: &Mark) -> Result<Outcome, Error> {
     let started = Instant::now();
-    let underlay = match find_underlay(kernel, &record.node).await? {
+    let underlay = match find_underlay(kernel, &record.node)? {
         Ok(underlay) => Some(underlay),
         Err(absent) => {
             warn!("the overlay has to wait: {absent}");
             None
         }
     };
-    let outcome = reconcile(kernel, record, underlay.as_ref(), |_| true).await?;
+    let outcome = reconcile(kernel, record, underlay.as_ref(), |_| true)?;
     for failure in outcome.failures.iter().take(5) {
         warn!("restoring the overlay: {}", failure.error);
     }

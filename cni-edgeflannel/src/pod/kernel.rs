@@ -59,7 +59,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Opens a socket on either side. Must be called within a tokio runtime, in the node's namespace.
+    /// Opens a socket on either side. Must be called in the node's namespace.
     ///
     /// # Errors
     /// When a socket cannot be had, or the namespace cannot be entered.
@@ -81,11 +81,11 @@ impl Kernel {
     ///
     /// # Errors
     /// The failure, after the way back.
-    pub async fn carry_out(&self, steps: &[Step], wanted: &Wanted) -> Result<(), Error> {
+    pub fn carry_out(&self, steps: &[Step], wanted: &Wanted) -> Result<(), Error> {
         for (done, step) in steps.iter().enumerate() {
-            if let Err(error) = self.act(step, wanted).await {
+            if let Err(error) = self.act(step, wanted) {
                 for undo in steps[..done].iter().rev().filter_map(undo) {
-                    self.take_back(&undo, wanted).await;
+                    self.take_back(&undo, wanted);
                 }
                 return Err(error);
             }
@@ -93,27 +93,25 @@ impl Kernel {
         Ok(())
     }
 
-    async fn act(&self, step: &Step, wanted: &Wanted) -> Result<(), Error> {
+    fn act(&self, step: &Step, wanted: &Wanted) -> Result<(), Error> {
         debug!("{step:?}");
         match step {
             Step::AddBridge(bridge) => {
                 // Once a boot, not at every ADD.
                 warn_without_br_netfilter();
-                fine_if_there(self.node.add_bridge(bridge).await)?;
+                fine_if_there(self.node.add_bridge(bridge))?;
             }
             Step::SetBridge { mac, promiscuous } => {
-                self.node.set_bridge(self.bridge(wanted).await?, *mac, *promiscuous).await?;
+                self.node.set_bridge(self.bridge(wanted)?, *mac, *promiscuous)?;
             }
             Step::DropGateway(cidr) => {
                 info!(
                     "{}: {cidr} belongs to another subnet than this node's: taken away",
                     wanted.bridge.name
                 );
-                fine_if_gone(self.node.delete_address(self.bridge(wanted).await?, *cidr).await)?;
+                fine_if_gone(self.node.delete_address(self.bridge(wanted)?, *cidr))?;
             }
-            Step::AddGateway(cidr) => {
-                fine_if_there(self.node.add_address(self.bridge(wanted).await?, *cidr).await)?
-            }
+            Step::AddGateway(cidr) => fine_if_there(self.node.add_address(self.bridge(wanted)?, *cidr))?,
             Step::NodeSysctl(sysctl) => {
                 if sysctl.ensure()? {
                     info!("set sysctl {sysctl}");
@@ -125,34 +123,34 @@ impl Kernel {
             Step::NoMasquerade(chain) => Nft::open()
                 .and_then(|nft| nft.remove(chain))
                 .map_err(|e| Error(format!("remove masquerading rules from nftables: {e}")))?,
-            Step::DeleteLeftover(name) => fine_if_gone(self.node.delete_link(name).await)?,
+            Step::DeleteLeftover(name) => fine_if_gone(self.node.delete_link(name))?,
             Step::Detach(former) => {
                 warn!("{} still holds the address of this pod: taken off the bridge", former.name);
-                fine_if_gone(self.node.detach(former.index).await)?;
+                fine_if_gone(self.node.detach(former.index))?;
             }
             Step::AddVeth(veth) => {
-                let bridge = self.bridge(wanted).await?;
-                self.node.add_veth(veth, bridge, self.netns.as_raw_fd()).await?;
+                let bridge = self.bridge(wanted)?;
+                self.node.add_veth(veth, bridge, self.netns.as_raw_fd())?;
                 // Lost to somebody who is faster than us: the next step says so.
-                if let Some(host) = self.node.link(&veth.name).await.ok().flatten() {
+                if let Some(host) = self.node.link(&veth.name).ok().flatten() {
                     self.host.set(Some(host.index));
                     self.peer.set(host.peer);
                 }
             }
             Step::SetPort { hairpin, isolated, alias } => {
-                let host = self.host(wanted).await?;
-                self.node.set_port(host, *hairpin, *isolated, alias.as_deref()).await?;
+                let host = self.host(wanted)?;
+                self.node.set_port(host, *hairpin, *isolated, alias.as_deref())?;
             }
-            Step::Pin(mac) => self.node.pin(self.host(wanted).await?, *mac).await?,
+            Step::Pin(mac) => self.node.pin(self.host(wanted)?, *mac)?,
             Step::PodSysctls(sysctls) => {
                 self.netns.within(|| sysctls.iter().try_for_each(|sysctl| sysctl.ensure().map(drop)))?;
             }
-            Step::PodUp => self.pod.up(self.peer(wanted).await?).await?,
-            Step::PodAddress(cidr) => self.pod.add_address(self.peer(wanted).await?, *cidr).await?,
-            Step::PodRoute(route) => self.add_route(self.peer(wanted).await?, route).await?,
+            Step::PodUp => self.pod.up(self.peer(wanted)?)?,
+            Step::PodAddress(cidr) => self.pod.add_address(self.peer(wanted)?, *cidr)?,
+            Step::PodRoute(route) => self.add_route(self.peer(wanted)?, route)?,
             Step::Announce(mac) => {
-                self.wait_until_forwarding(self.host(wanted).await?, self.bridge(wanted).await?).await?;
-                self.pod.set_mac(self.peer(wanted).await?, *mac).await?;
+                self.wait_until_forwarding(self.host(wanted)?, self.bridge(wanted)?)?;
+                self.pod.set_mac(self.peer(wanted)?, *mac)?;
             }
         }
         Ok(())
@@ -160,14 +158,14 @@ impl Kernel {
 
     /// When a pod's second interface has the default route too, the first keeps the traffic: IPv4 by order, IPv6
     /// by metric (1024 is the kernel's own).
-    async fn add_route(&self, peer: u32, route: &Route) -> Result<(), Error> {
+    fn add_route(&self, peer: u32, route: &Route) -> Result<(), Error> {
         const INTERFACES: u32 = 16;
-        let mut added = self.pod.add_route(peer, route).await;
+        let mut added = self.pod.add_route(peer, route);
         for behind in 1..INTERFACES {
             match added {
                 Err(e) if e.is_there() && route.dst.is_ipv6() && route.priority.is_none() => {
                     let later = Route { priority: Some(1024 + behind), ..route.clone() };
-                    added = self.pod.add_route(peer, &later).await;
+                    added = self.pod.add_route(peer, &later);
                 }
                 _ => break,
             }
@@ -175,30 +173,30 @@ impl Kernel {
         added.map_err(Error::from)
     }
 
-    async fn take_back(&self, undo: &Undo, wanted: &Wanted) {
+    fn take_back(&self, undo: &Undo, wanted: &Wanted) {
         let taken_back = match undo {
-            Undo::DeleteVeth(name) => fine_if_gone(self.node.delete_link(name).await),
-            Undo::Attach(former) => self.attach(former, wanted).await,
+            Undo::DeleteVeth(name) => fine_if_gone(self.node.delete_link(name)),
+            Undo::Attach(former) => self.attach(former, wanted),
         };
         if let Err(error) = taken_back {
             warn!("taking back a failed ADD: {error}");
         }
     }
 
-    async fn attach(&self, former: &Former, wanted: &Wanted) -> Result<(), Error> {
-        self.node.attach(former.index, self.bridge(wanted).await?).await?;
-        self.node.set_port(former.index, former.port.hairpin, former.port.isolated, None).await?;
-        self.node.pin(former.index, former.mac).await?;
+    fn attach(&self, former: &Former, wanted: &Wanted) -> Result<(), Error> {
+        self.node.attach(former.index, self.bridge(wanted)?)?;
+        self.node.set_port(former.index, former.port.hairpin, former.port.isolated, None)?;
+        self.node.pin(former.index, former.mac)?;
         Ok(())
     }
 
     /// Until then a frame from the pod is dropped, the announcement of its addresses first of all. What a chained
     /// plugin or the container does next finds the way open.
-    async fn wait_until_forwarding(&self, host: u32, bridge: u32) -> Result<(), Error> {
+    fn wait_until_forwarding(&self, host: u32, bridge: u32) -> Result<(), Error> {
         const STEP: Duration = Duration::from_micros(100);
         let mut waited = Duration::ZERO;
         while waited < FORWARDING_LIMIT {
-            if self.forwards(host).await? && self.sends(bridge).await? {
+            if self.forwards(host)? && self.sends(bridge)? {
                 debug!("forwarding after {waited:?}");
                 return Ok(());
             }
@@ -212,36 +210,36 @@ impl Kernel {
 
     /// A fresh port counts as forwarding until the kernel's work queue finds that the other end was not up yet, and
     /// again once it finds that it is: hence both.
-    async fn forwards(&self, host: u32) -> Result<bool, Error> {
-        let link = self.node.link_at(host).await?;
+    fn forwards(&self, host: u32) -> Result<bool, Error> {
+        let link = self.node.link_at(host)?;
         Ok(link.is_some_and(|link| link.operational && link.port.is_some_and(|port| port.forwarding)))
     }
 
     /// With its first port the bridge itself gets a carrier; until the work queue has noticed, it drops what the
     /// node sends.
-    async fn sends(&self, bridge: u32) -> Result<bool, Error> {
-        Ok(self.bridge_sends.get() || self.node.link_at(bridge).await?.is_some_and(|link| link.operational))
+    fn sends(&self, bridge: u32) -> Result<bool, Error> {
+        Ok(self.bridge_sends.get() || self.node.link_at(bridge)?.is_some_and(|link| link.operational))
     }
 
-    async fn bridge(&self, wanted: &Wanted) -> Result<u32, Error> {
-        known(&self.bridge, &self.node, &wanted.bridge.name).await
+    fn bridge(&self, wanted: &Wanted) -> Result<u32, Error> {
+        known(&self.bridge, &self.node, &wanted.bridge.name)
     }
 
-    async fn host(&self, wanted: &Wanted) -> Result<u32, Error> {
-        known(&self.host, &self.node, &wanted.veth.name).await
+    fn host(&self, wanted: &Wanted) -> Result<u32, Error> {
+        known(&self.host, &self.node, &wanted.veth.name)
     }
 
-    async fn peer(&self, wanted: &Wanted) -> Result<u32, Error> {
-        known(&self.peer, &self.pod, &wanted.veth.peer).await
+    fn peer(&self, wanted: &Wanted) -> Result<u32, Error> {
+        known(&self.peer, &self.pod, &wanted.veth.peer)
     }
 }
 
 /// The number of a device, looked up once.
-async fn known(number: &Cell<Option<u32>>, side: &Netlink, name: &str) -> Result<u32, Error> {
+fn known(number: &Cell<Option<u32>>, side: &Netlink, name: &str) -> Result<u32, Error> {
     if let Some(index) = number.get() {
         return Ok(index);
     }
-    let link = side.link(name).await?.ok_or_else(|| Error(format!("device {name} has vanished")))?;
+    let link = side.link(name)?.ok_or_else(|| Error(format!("device {name} has vanished")))?;
     number.set(Some(link.index));
     Ok(link.index)
 }

@@ -18,21 +18,21 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub async fn pod_has(&self, name: &str) -> Result<bool, Error> {
-        Ok(self.pod.link(name).await?.is_some())
+    pub fn pod_has(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.pod.link(name)?.is_some())
     }
 
     /// The bridge.
     ///
     /// # Errors
     /// When the name belongs to another kind of device, or the kernel refuses to say.
-    pub async fn see_bridge(&self, name: &str) -> Result<Option<SeenBridge>, Error> {
-        let link = self.node.link(name).await?;
+    pub fn see_bridge(&self, name: &str) -> Result<Option<SeenBridge>, Error> {
+        let link = self.node.link(name)?;
         refuse_other_kind(name, link.as_ref())?;
         let Some(link) = link else { return Ok(None) };
         self.bridge.set(Some(link.index));
         self.bridge_sends.set(link.operational);
-        let addresses = self.node.addresses(link.index).await?;
+        let addresses = self.node.addresses(link.index)?;
         let Link { index, mac, mtu, up, promiscuous, .. } = link;
         Ok(Some(SeenBridge { index, mac, mtu, up, promiscuous, addresses }))
     }
@@ -41,10 +41,10 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel refuses to say, or another pod has the hardware address that was asked for.
-    pub async fn see(&self, wanted: &Wanted, bridge: Option<SeenBridge>) -> Result<Seen, Error> {
-        let leftover = self.node.link(&wanted.veth.name).await?.is_some();
+    pub fn see(&self, wanted: &Wanted, bridge: Option<SeenBridge>) -> Result<Seen, Error> {
+        let leftover = self.node.link(&wanted.veth.name)?.is_some();
         let former = match &bridge {
-            Some(bridge) => self.former(wanted, bridge.index).await?,
+            Some(bridge) => self.former(wanted, bridge.index)?,
             None => None,
         };
         // A kernel without nftables has no rules. If some are wanted, putting them there will say so.
@@ -58,39 +58,37 @@ impl Kernel {
     /// The port that holds the pod's address. Whoever has a hardware address that follows from the IP address
     /// has that IP address, which IPAM has just given to us, so it is the pod's former sandbox. A former sandbox
     /// that another plugin made has another one: the node's neighbour table knows it.
-    async fn former(&self, wanted: &Wanted, bridge: u32) -> Result<Option<Former>, Error> {
+    fn former(&self, wanted: &Wanted, bridge: u32) -> Result<Option<Former>, Error> {
         let mac = wanted.veth.peer_mac;
-        let by_mac = match self.node.port_of(bridge, mac).await {
+        let by_mac = match self.node.port_of(bridge, mac) {
             Ok(port) => port.map(|port| (port, mac)),
             Err(e) if e.errno() == nix::libc::EOPNOTSUPP => None, // before kernel 5.0
             Err(e) => return Err(e.into()),
         };
         let mut by_address = None;
         for cidr in &wanted.addresses {
-            let Some(mac) = self.node.neighbour_mac(bridge, cidr.ip()).await? else { continue };
-            if let Some(port) = self.node.port_of(bridge, mac).await? {
+            let Some(mac) = self.node.neighbour_mac(bridge, cidr.ip())? else { continue };
+            if let Some(port) = self.node.port_of(bridge, mac)? {
                 by_address = Some((port, mac));
             }
         }
         let (index, mac) = match (by_mac, by_address) {
             (Some((port, mac)), Some((other, _))) if wanted.mac_asked && port != other => {
-                return Err(self.taken(port, mac).await);
+                return Err(self.taken(port, mac));
             }
-            (Some((port, mac)), None) if wanted.mac_asked => return Err(self.taken(port, mac).await),
+            (Some((port, mac)), None) if wanted.mac_asked => return Err(self.taken(port, mac)),
             (Some(found), _) | (None, Some(found)) => found,
             (None, None) => return Ok(None),
         };
-        let Some(Link { name, port: Some(port), kind: Kind::Veth, .. }) = self.node.link_at(index).await?
-        else {
+        let Some(Link { name, port: Some(port), kind: Kind::Veth, .. }) = self.node.link_at(index)? else {
             return Ok(None);
         };
         // What is left of this very attachment is deleted, not detached.
         Ok((name != wanted.veth.name).then_some(Former { index, name, port, mac }))
     }
 
-    async fn taken(&self, port: u32, mac: Mac) -> Error {
-        let name =
-            self.node.link_at(port).await.ok().flatten().map_or_else(|| port.to_string(), |link| link.name);
+    fn taken(&self, port: u32, mac: Mac) -> Error {
+        let name = self.node.link_at(port).ok().flatten().map_or_else(|| port.to_string(), |link| link.name);
         Error(format!("the hardware address {mac} that was asked for is in use behind {name}"))
     }
 
@@ -98,15 +96,14 @@ impl Kernel {
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub async fn observe(&self, expected: &Expected) -> Result<Observed, Error> {
-        let pod = self.pod.link(&expected.pod.0).await?;
+    pub fn observe(&self, expected: &Expected) -> Result<Observed, Error> {
+        let pod = self.pod.link(&expected.pod.0)?;
         let (mut addresses, mut routes) = (Vec::new(), Vec::new());
         if let Some(pod) = &pod {
-            addresses =
-                self.pod.addresses(pod.index).await?.into_iter().map(|address| address.cidr).collect();
+            addresses = self.pod.addresses(pod.index)?.into_iter().map(|address| address.cidr).collect();
             for v4 in [true, false] {
                 if expected.addresses.iter().any(|cidr| cidr.is_ipv4() == v4) {
-                    routes.extend(self.pod.routes(pod.index, v4).await?);
+                    routes.extend(self.pod.routes(pod.index, v4)?);
                 }
             }
         }
@@ -123,8 +120,8 @@ impl Kernel {
             }
         }
         Ok(Observed {
-            bridge: self.see_bridge(&expected.bridge.0).await?,
-            host: self.node.link(&expected.host).await?,
+            bridge: self.see_bridge(&expected.bridge.0)?,
+            host: self.node.link(&expected.host)?,
             pod,
             addresses,
             routes,
@@ -138,8 +135,8 @@ impl Kernel {
 ///
 /// # Errors
 /// When the name belongs to another kind of device, or the kernel refuses to say.
-pub async fn bridge_is_usable(name: &str) -> Result<(), Error> {
-    refuse_other_kind(name, Netlink::open()?.link(name).await?.as_ref())
+pub fn bridge_is_usable(name: &str) -> Result<(), Error> {
+    refuse_other_kind(name, Netlink::open()?.link(name)?.as_ref())
 }
 
 fn refuse_other_kind(name: &str, link: Option<&Link>) -> Result<(), Error> {

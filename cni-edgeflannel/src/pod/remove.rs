@@ -15,16 +15,16 @@ use std::path::Path;
 ///
 /// # Errors
 /// When the kernel refuses.
-pub async fn attachment(
+pub fn attachment(
     network: &NetworkName,
     at: &AttachmentId,
     bridge: &str,
     netns: Option<&Path>,
 ) -> Result<(), Error> {
     let node = Netlink::open()?;
-    match node.delete_link(&names::host_veth(network, at)).await {
+    match node.delete_link(&names::host_veth(network, at)) {
         Ok(()) => Ok(()),
-        Err(e) if e.is_gone() => stranger(&node, at, bridge, netns).await,
+        Err(e) if e.is_gone() => stranger(&node, at, bridge, netns),
         Err(e) => Err(e.into()),
     }
 }
@@ -33,12 +33,7 @@ pub async fn attachment(
 /// the host's end has a name that we do not know, so it is found from inside the pod. The path may by now lead
 /// to somebody else's namespace, so only a veth whose other end is a port of our bridge, and is not marked as
 /// ours, will do.
-async fn stranger(
-    node: &Netlink,
-    at: &AttachmentId,
-    bridge: &str,
-    netns: Option<&Path>,
-) -> Result<(), Error> {
+fn stranger(node: &Netlink, at: &AttachmentId, bridge: &str, netns: Option<&Path>) -> Result<(), Error> {
     let Some(netns) = netns.and_then(|path| Netns::open(path).ok()) else { return Ok(()) };
     if netns.is_current()? {
         return Ok(());
@@ -46,10 +41,10 @@ async fn stranger(
     // No namespace at all: the path is a plain file that was left behind.
     let Ok(pod) = netns.within(Netlink::open) else { return Ok(()) };
     let ifname = at.ifname.as_str();
-    let Some(Link { kind: Kind::Veth, peer: Some(peer), .. }) = pod.link(ifname).await? else {
+    let Some(Link { kind: Kind::Veth, peer: Some(peer), .. }) = pod.link(ifname)? else {
         return Ok(());
     };
-    let (Some(bridge), Some(host)) = (node.link(bridge).await?, node.link_at(peer).await?) else {
+    let (Some(bridge), Some(host)) = (node.link(bridge)?, node.link_at(peer)?) else {
         return Ok(());
     };
     let ours = host.alias.as_deref().is_some_and(|alias| alias.starts_with(names::OWNER));
@@ -57,7 +52,7 @@ async fn stranger(
         return Ok(());
     }
     info!("{} was not made by us: deleted from inside the pod", host.name);
-    match pod.delete_link(ifname).await {
+    match pod.delete_link(ifname) {
         Err(e) if !e.is_gone() => Err(e.into()),
         _ => Ok(()),
     }
@@ -67,10 +62,10 @@ async fn stranger(
 ///
 /// # Errors
 /// The first refusal, after all have been tried.
-pub async fn all_but(network: &NetworkName, valid: &[AttachmentId]) -> Result<(), Error> {
+pub fn all_but(network: &NetworkName, valid: &[AttachmentId]) -> Result<(), Error> {
     let node = Netlink::open()?;
     let mut failure = None;
-    for link in node.links().await? {
+    for link in node.links()? {
         let Some(at) = link.alias.as_deref().and_then(|alias| names::attachment_of(network, alias)) else {
             continue;
         };
@@ -78,7 +73,7 @@ pub async fn all_but(network: &NetworkName, valid: &[AttachmentId]) -> Result<()
             continue;
         }
         warn!("{}: the runtime does not know container {} any more: deleted", link.name, at.container_id);
-        match node.delete_link(&link.name).await {
+        match node.delete_link(&link.name) {
             Err(e) if !e.is_gone() => {
                 failure.get_or_insert(e);
             }

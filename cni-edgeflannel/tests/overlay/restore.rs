@@ -13,7 +13,7 @@ use std::{
 /// What a plugin or a daemon does first; on the calling thread's machine.
 fn come_back(node: &Node) -> Result<Restored, String> {
     let (state, run) = (node.state_dir(), node.run_dir());
-    node.machine.run(move || runtime().block_on(restore(&state, &run, || true)).map_err(|e| e.to_string()))
+    node.machine.run(move || restore(&state, &run, || true).map_err(|e| e.to_string()))
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_hundred_at_once_restore_once() {
         // Threads are born into the namespace of the one that starts them.
         let one = |_| {
             let (state, run) = (state.clone(), run.clone());
-            thread::spawn(move || runtime().block_on(restore(&state, &run, || true)))
+            thread::spawn(move || restore(&state, &run, || true))
         };
         let all: Vec<_> = (0..100).map(one).collect();
         all.into_iter().map(|one| one.join().unwrap().unwrap()).collect::<Vec<_>>()
@@ -150,7 +150,7 @@ fn many_peers() {
         let (state, run) = (node.state_dir(), node.run_dir());
         let (wall, cpu) = node.machine.run(move || {
             measured(|| {
-                let restored = runtime().block_on(restore(&state, &run, || true)).unwrap();
+                let restored = restore(&state, &run, || true).unwrap();
                 assert!(matches!(restored, Restored::Done(outcome) if outcome.is_settled()));
             })
         });

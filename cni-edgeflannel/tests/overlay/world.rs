@@ -214,20 +214,14 @@ pub fn record(n: u8, count: u8) -> Record {
     record
 }
 
-pub fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
 impl Node {
     /// Makes the kernel as the record says.
     pub fn reconcile(&self) -> Outcome {
         let record = self.record.clone();
         self.machine.run(move || {
-            runtime().block_on(async {
-                let kernel = Kernel::open().unwrap();
-                let below = find_underlay(&kernel, &record.node).await.unwrap().ok();
-                reconcile(&kernel, &record, below.as_ref(), |_| true).await.unwrap()
-            })
+            let kernel = Kernel::open().unwrap();
+            let below = find_underlay(&kernel, &record.node).unwrap().ok();
+            reconcile(&kernel, &record, below.as_ref(), |_| true).unwrap()
         })
     }
 
@@ -244,12 +238,10 @@ impl Node {
     pub fn plan(&self) -> Vec<Step> {
         let record = self.record.clone();
         self.machine.run(move || {
-            runtime().block_on(async {
-                let kernel = Kernel::open().unwrap();
-                let below = find_underlay(&kernel, &record.node).await.unwrap().ok();
-                let (wanted, seen) = compare(&kernel, &record, below.as_ref()).await.unwrap();
-                plan(&wanted, &seen)
-            })
+            let kernel = Kernel::open().unwrap();
+            let below = find_underlay(&kernel, &record.node).unwrap().ok();
+            let (wanted, seen) = compare(&kernel, &record, below.as_ref()).unwrap();
+            plan(&wanted, &seen)
         })
     }
 
