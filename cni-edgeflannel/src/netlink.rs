@@ -2,8 +2,9 @@
 //!
 //! One of the two files that speak to a kernel socket. A [`Netlink`] belongs to the network namespace it was
 //! opened in. Each verb is one request; what the kernel says against it comes back with the operation in
-//! front: "add route 0.0.0.0/0 via 10.244.1.1: File exists". The kernel answers while it takes the request,
-//! so requests are sent one after another: several in flight are slower (measured).
+//! front: "add route 0.0.0.0/0 via 10.244.1.1: Network is unreachable (os error 101): Nexthop has invalid gateway".
+//! The kernel answers while it takes the request, so requests are sent one after another: several in flight are
+//! slower (measured).
 
 pub mod ethtool;
 mod machine;
@@ -28,21 +29,21 @@ use netlink_packet_route::{
 };
 use nix::libc;
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
-use socket::Socket;
+use socket::{Refusal, Socket};
 use std::{fmt, io, net::IpAddr, os::fd::RawFd};
 
 /// A request that the kernel refused, or that could not be made.
 #[derive(Debug)]
 pub struct Error {
     what: String,
-    source: io::Error,
+    refusal: Refusal,
 }
 
 impl Error {
     /// The kernel's error number, 0 when it did not come from the kernel.
     #[must_use]
     pub fn errno(&self) -> i32 {
-        self.source.raw_os_error().unwrap_or(0)
+        self.refusal.source.raw_os_error().unwrap_or(0)
     }
 
     /// What was to be changed or removed is not there.
@@ -66,7 +67,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.source)
+        let Refusal { source, said } = &self.refusal;
+        write!(f, "{}: {source}", self.what)?;
+        said.as_ref().map_or(Ok(()), |said| write!(f, ": {said}"))
     }
 }
 
@@ -488,6 +491,6 @@ impl Netlink {
 
     /// One request and everything that the kernel answers.
     fn ask(&self, message: Message, flags: u16, what: impl Fn() -> String) -> Result<Vec<Message>, Error> {
-        self.socket.ask(message, flags).map_err(|source| Error { what: what(), source })
+        self.socket.ask(message, flags).map_err(|refusal| Error { what: what(), refusal })
     }
 }

@@ -105,6 +105,20 @@ fn a_device_of_another_kind_under_our_name_is_replaced() {
     assert_eq!(node.index("flannel.1"), index, "adopted, not made anew");
 }
 
+/// "File exists" alone would send a person looking for flannel.1, which is not there.
+#[test]
+fn somebody_elses_vxlan_of_our_number_is_named_by_the_kernels_own_sentence() {
+    let Some(cluster) = Cluster::new(2) else { return };
+    let node = &cluster.nodes[0];
+    node.machine.sh("ip link add theirs type vxlan id 1 dev eth0 dstport 8472 local 192.168.77.1");
+    let failures = node.reconcile().failures;
+    let said = failures.iter().map(|failure| failure.error.to_string()).collect::<Vec<_>>();
+    let device = said.iter().find(|text| text.starts_with("make device flannel.1 on interface")).unwrap();
+    assert!(device.contains("A VXLAN device with the specified VNI already exists"), "{device}");
+    node.machine.sh("ip link del theirs");
+    node.settle();
+}
+
 #[test]
 fn what_is_not_ours_stays() {
     let Some(cluster) = Cluster::new(2) else { return };
