@@ -75,6 +75,15 @@ pub fn status(node: &Node) -> Result<Value> {
     serde_json::from_str(&said.stdout).context("edgeflanneld status -o json gave no JSON")
 }
 
+/// What the kernel has of the overlay: the device's MAC; routes, neighbours and FDB entries through it, in order.
+pub fn in_kernel(node: &Node) -> Result<Vec<String>> {
+    let shown = node.host.sh(
+        "cat /sys/class/net/flannel.1/address
+         (ip route show dev flannel.1; ip neigh show dev flannel.1 nud permanent; bridge fdb show dev flannel.1) | sort",
+    )?;
+    Ok(shown.lines().map(|line| line.trim().to_owned()).collect())
+}
+
 /// The unit's command line, with the rig's name of the kubelet's kubeconfig: the last one counts.
 fn flags() -> Result<Vec<String>> {
     let line =

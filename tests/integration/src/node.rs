@@ -27,6 +27,9 @@ use std::time::Duration;
 /// How long a pod may take to come up on a busy machine of two cores.
 const POD_LIMIT: Duration = Duration::from_secs(60);
 
+/// Where a node's conflist lies.
+const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
+
 /// Whose plugins wire the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cni {
@@ -205,7 +208,14 @@ impl Node {
     /// Writes the conflist for pods out of `pod_cidr`.
     pub fn configure_cni(&self, pod_cidr: &str) -> Result<()> {
         let conflist = conflist(self.settings.cni, &self.settings.mode, pod_cidr)?;
-        self.host.write("/etc/cni/net.d/10-pods.conflist", conflist.to_string())
+        self.host.write(CONFLIST, conflist.to_string())
+    }
+
+    /// Rewrites the conflist for another version of the CNI specification.
+    pub fn set_cni_version(&self, version: &str) -> Result<()> {
+        let mut conflist: Value = serde_json::from_str(&self.host.read(CONFLIST)?)?;
+        conflist["cniVersion"] = json!(version);
+        self.host.write(CONFLIST, conflist.to_string())
     }
 
     /// containerd and the kubelet, both answering.
@@ -252,14 +262,22 @@ impl Node {
 
     /// Puts a static pod's manifest in place. `container` is merged into a container of the busybox image.
     pub fn run_pod(&self, name: &str, container: &Value) -> Result<()> {
+        self.run_pod_as(name, container, &json!({}))
+    }
+
+    /// The same, with `more` merged into the pod's specification.
+    pub fn run_pod_as(&self, name: &str, container: &Value, more: &Value) -> Result<()> {
         let mut full = json!({"name": "main", "image": images::BUSYBOX, "imagePullPolicy": "Never"});
         if let (Some(full), Some(more)) = (full.as_object_mut(), container.as_object()) {
             full.extend(more.clone());
         }
-        let manifest = json!({
+        let mut manifest = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
             "spec": {"terminationGracePeriodSeconds": 1, "containers": [full]},
         });
+        if let (Some(spec), Some(more)) = (manifest["spec"].as_object_mut(), more.as_object()) {
+            spec.extend(more.clone());
+        }
         self.host.write(&format!("{}/{name}.json", kubelet::MANIFESTS), manifest.to_string())
     }
 
