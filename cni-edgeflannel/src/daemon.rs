@@ -15,6 +15,7 @@ pub mod logging;
 pub mod monitor;
 pub mod pace;
 pub mod repairs;
+pub mod result_cache;
 pub mod systemd;
 
 use crate::{
@@ -52,8 +53,13 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
     // Before the kernel is looked at, so that nothing goes unheard in between.
     let mut monitor = Monitor::open().map_err(|e| format!("listen to the kernel: {e}"))?;
     let api = flags.api.clone();
+    let cni_cache = flags.cni_cache_dir.clone();
+    // The runtime is ordered after READY, and gets past no unreadable record.
+    let started = async {
+        tokio::join!(Keeper::start(flags, host_name(), run_dir, board), result_cache::clear(&cni_cache)).0
+    };
     let mut keeper = tokio::select! {
-        keeper = Keeper::start(flags, host_name(), run_dir, board) => keeper?,
+        keeper = started => keeper?,
         () = stop.asked() => return Ok(()),
     };
     systemd::notify(&format!("READY=1\nSTATUS={}", keeper.status()));

@@ -59,6 +59,8 @@ pub struct Flags {
     pub subnet_file: Option<PathBuf>,
     /// `--state-dir`
     pub state_dir: PathBuf,
+    /// `--cni-cache-dir`
+    pub cni_cache_dir: PathBuf,
     /// `--iface`, `--iface-regex`, `--iface-can-reach`, `--public-ip`, `--public-ipv6`
     pub underlay: UnderlayChoice,
     /// `--ip-masq`
@@ -89,6 +91,7 @@ impl Default for Flags {
             net_config_path: "/etc/kube-flannel/net-conf.json".into(),
             subnet_file: None,
             state_dir: "/var/lib/edgeflannel".into(),
+            cni_cache_dir: "/var/lib/cni".into(),
             underlay: UnderlayChoice::default(),
             ip_masq: None,
             random_fully: None,
@@ -128,7 +131,7 @@ enum Takes {
 /// A flag: name, value, and what it does (empty: nothing here, only flanneld knows it).
 type Known = (&'static str, Takes, &'static str);
 
-/// Every flag. `node-name`, `state-dir`, `disable-tx-checksum`, `log-level` and `o` are ours.
+/// Every flag. `node-name`, `state-dir`, `cni-cache-dir`, `disable-tx-checksum`, `log-level` and `o` are ours.
 const KNOWN: &[Known] = &[
     ("node-name", Takes::Value, "name of this node (default NODE_NAME, then the host name)"),
     ("kubeconfig-file", Takes::Value, "kubeconfig of the API server (default: the pod's service account)"),
@@ -136,6 +139,11 @@ const KNOWN: &[Known] = &[
     ("net-config-path", Takes::Value, "net-conf.json (default /etc/kube-flannel/net-conf.json)"),
     ("subnet-file", Takes::Value, "where subnet.env is written (default /run/flannel/subnet.env)"),
     ("state-dir", Takes::Value, "the node's own record (default /var/lib/edgeflannel)"),
+    (
+        "cni-cache-dir",
+        Takes::Value,
+        "libcni's cache, cleared at start of unreadable results (default /var/lib/cni)",
+    ),
     ("iface", Takes::Values, "name or address of the interface between nodes; the first that exists"),
     ("iface-regex", Takes::Values, "pattern for the address or the name of that interface"),
     ("iface-can-reach", Takes::Value, "address; the interface by which it is reached"),
@@ -293,6 +301,7 @@ impl Said {
                 "net-config-path" => flags.net_config_path = last.into(),
                 "subnet-file" => flags.subnet_file = self.path(last),
                 "state-dir" => flags.state_dir = last.into(),
+                "cni-cache-dir" => flags.cni_cache_dir = last.into(),
                 "iface" => flags.underlay.ifaces = all.clone(),
                 "iface-regex" => flags.underlay.iface_regexes = self.patterns(all),
                 "iface-can-reach" => flags.underlay.can_reach = self.address(name, last, None),

@@ -1,7 +1,7 @@
 //! `edgeflanneld restore` and `edgeflanneld remove`: one thing, once, with nobody to ask.
 
 use crate::{
-    daemon::{identity, lock},
+    daemon::{identity, lock, result_cache},
     flags::Flags,
     nft,
     overlay::{
@@ -14,11 +14,12 @@ use crate::{
 };
 use std::{fs, io::ErrorKind, path::Path};
 
-/// Makes the kernel as the record says, whatever it has.
+/// Makes the kernel as the record says, whatever it has, and clears libcni's cache of what a power cut broke.
 ///
 /// # Errors
 /// A sentence on what is missing.
-pub fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
+pub async fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
+    result_cache::clear(&flags.cni_cache_dir).await;
     let record = read(flags)?;
     let host_name = host_name();
     if !record.node.is_of_host(&host_name) {

@@ -309,6 +309,12 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         !self.node && self.peers.is_empty()
     }
+
+    /// Adds what was altered later.
+    pub fn merge(&mut self, later: Self) {
+        self.node |= later.node;
+        self.peers.extend(later.peers);
+    }
 }
 
 impl Record {

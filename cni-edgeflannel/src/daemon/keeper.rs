@@ -283,14 +283,21 @@ impl Keeper {
                 node.subnets
             );
         }
-        let before = self.changes.node;
         let vni = self.record.node.backend.vni;
         if vni != node.backend.vni && !self.record.node.subnets.is_empty() {
             self.forget_devices(vni);
         }
-        self.record.put_node(node, &mut self.changes);
-        if self.changes.node && !before {
+        let mut changes = Changes::default();
+        self.record.put_node(node, &mut changes);
+        self.altered(changes);
+    }
+
+    /// The record was altered: it is to be saved, and the kernel to follow at once, whether or not the disk has taken
+    /// (or was to take) what was altered before.
+    fn altered(&mut self, changes: Changes) {
+        if !changes.is_empty() {
             self.due.changed.get_or_insert_with(Instant::now);
+            self.changes.merge(changes);
         }
     }
 
@@ -358,11 +365,9 @@ impl Keeper {
                 }
             }
         }
-        let before = self.changes.peers.len();
-        let Noted { own, listed } = self.follower.hear(heard, &mut self.record, &mut self.changes, now);
-        if self.changes.peers.len() != before {
-            self.due.changed.get_or_insert(now);
-        }
+        let mut changes = Changes::default();
+        let Noted { own, listed } = self.follower.hear(heard, &mut self.record, &mut changes, now);
+        self.altered(changes);
         if own {
             self.hear_own();
         }

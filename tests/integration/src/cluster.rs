@@ -31,10 +31,10 @@ use crate::host_init::HostSpec;
 use crate::kubelet::{self, Mode};
 use crate::leaks;
 use crate::network::Network;
-use crate::node::{Node, Settings};
+use crate::node::{Cni, Node, Settings};
 use crate::sweep::sweep;
 use crate::topology::{Options, Site, plan};
-use crate::{containerd, konnectivity, kube_proxy, tools};
+use crate::{containerd, edgeflanneld, konnectivity, kube_proxy, tools};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -105,8 +105,11 @@ impl Cluster {
         say("nodes booted, containerd up, images in");
         cluster.control_plane.wait_ready(&cluster.network.cloud)?;
         say("API server ready");
+        if cluster.options.cni == Cni::Ours {
+            cluster.apply_text(edgeflanneld::RBAC)?;
+        }
         for node in cluster.nodes.values_mut() {
-            kubelet::start(node)?;
+            start_daemon_and_kubelet(node)?;
         }
         cluster.save()?;
         cluster.finish_nodes()?;
@@ -179,6 +182,9 @@ impl Cluster {
             let node = self.nodes.get_mut(name).context("it was booted")?;
             node.configure_cni(&cidr)?;
             start_extras(node, &self.options)?;
+            if node.wants_edgeflanneld() {
+                edgeflanneld::wait_ready(node)?;
+            }
             // The installation of a node is over and synced; what comes after it is on its own.
             node.host.sh("sync -f /var; sync -f /etc/kubernetes")?;
         }
@@ -252,8 +258,13 @@ impl Cluster {
 
     /// `kubectl apply` of an object, or of several in a `List`.
     pub fn apply(&self, object: &Value) -> Result<()> {
+        self.apply_text(&object.to_string())
+    }
+
+    /// The same of a manifest's text.
+    pub fn apply_text(&self, manifest: &str) -> Result<()> {
         let mut command = self.control_plane.kubectl_command(&self.network.cloud)?;
-        run(command.args(["apply", "-f", "-"]), object.to_string().as_bytes(), COMMAND_LIMIT)?.ok().map(drop)
+        run(command.args(["apply", "-f", "-"]), manifest.as_bytes(), COMMAND_LIMIT)?.ok().map(drop)
     }
 
     /// Everything off and removed. Every step is tried; the first error is given.
@@ -299,9 +310,17 @@ impl Place {
     }
 }
 
-/// What runs on a node beside containerd and kubelet.
+/// Our daemon, if it belongs there, and the kubelet after it, at each boot.
+fn start_daemon_and_kubelet(node: &mut Node) -> Result<()> {
+    if node.wants_edgeflanneld() {
+        edgeflanneld::start(node)?;
+    }
+    kubelet::start(node)
+}
+
+/// What else runs on a node, and comes after the kubelet where it is a pod in real life.
 fn start_extras(node: &mut Node, options: &Options) -> Result<()> {
-    if options.cni.wants_flanneld() {
+    if node.cni().wants_flanneld() {
         flannel::start(node)?;
     }
     if options.kube_proxy {

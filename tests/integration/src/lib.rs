@@ -25,6 +25,7 @@ pub mod containerd;
 pub mod control_plane;
 pub mod daemons;
 pub mod disk;
+pub mod edgeflanneld;
 pub mod enter;
 pub mod exec;
 pub mod flannel;

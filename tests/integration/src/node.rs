@@ -16,7 +16,7 @@ use crate::exec::wait_for;
 use crate::host::{Host, HostRecord, unique_id};
 use crate::host_init::HostSpec;
 use crate::kubelet::{self, Mode};
-use crate::{containerd, images, tools};
+use crate::{containerd, edgeflanneld, images, tools};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -27,10 +27,13 @@ use std::time::Duration;
 /// How long a pod may take to come up on a busy machine of two cores.
 const POD_LIMIT: Duration = Duration::from_secs(60);
 
+/// Where a node's conflist lies.
+const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
+
 /// Whose plugins wire the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cni {
-    /// edgeflannel with ipam-sticky.
+    /// edgeflannel with ipam-sticky; in a cluster with edgeflanneld, too.
     Ours,
     /// The reference bridge with host-local.
     Bridge,
@@ -134,7 +137,7 @@ impl Node {
         let daemons = Daemons::new(&settings.dir.join("logs"))?;
         let node = Self { host: Host::boot(spec)?, daemons, settings, _temporary: temporary };
         node.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
-        node.install_plugins()?;
+        node.install()?;
         Ok(node)
     }
 
@@ -165,7 +168,24 @@ impl Node {
         &self.settings.mode
     }
 
-    fn install_plugins(&self) -> Result<()> {
+    /// Whose plugins its pods get.
+    pub fn cni(&self) -> Cni {
+        self.settings.cni
+    }
+
+    /// Does our daemon run on it? Alone in the world it has nobody to follow.
+    pub fn wants_edgeflanneld(&self) -> bool {
+        self.settings.cni == Cni::Ours && matches!(self.settings.mode, Mode::Cluster)
+    }
+
+    /// Installs another choice's programs and conflist; what runs is not touched, the daemons neither.
+    pub fn move_to(&mut self, cni: Cni, pod_cidr: &str) -> Result<()> {
+        self.settings.cni = cni;
+        self.install()?;
+        self.configure_cni(pod_cidr)
+    }
+
+    fn install(&self) -> Result<()> {
         const REFERENCE: &[&str] =
             &["bridge", "host-local", "loopback", "portmap", "bandwidth", "tuning", "firewall"];
         let mut programs = vec![(tools::cni_plugins_dir()?, REFERENCE)];
@@ -179,16 +199,23 @@ impl Node {
         let bin = self.host.path("/opt/cni/bin")?;
         for (dir, names) in programs {
             for name in names {
-                fs::copy(dir.join(name), bin.join(name))
-                    .with_context(|| format!("cannot install {name} from {dir:?}"))?;
+                install_program(&dir.join(name), &bin.join(name))?;
             }
         }
-        Ok(())
+        if self.wants_edgeflanneld() { edgeflanneld::install(self) } else { Ok(()) }
     }
 
     /// Writes the conflist for pods out of `pod_cidr`.
     pub fn configure_cni(&self, pod_cidr: &str) -> Result<()> {
-        self.host.write("/etc/cni/net.d/10-pods.conflist", conflist(self.settings.cni, pod_cidr)?.to_string())
+        let conflist = conflist(self.settings.cni, &self.settings.mode, pod_cidr)?;
+        self.host.write(CONFLIST, conflist.to_string())
+    }
+
+    /// Rewrites the conflist for another version of the CNI specification.
+    pub fn set_cni_version(&self, version: &str) -> Result<()> {
+        let mut conflist: Value = serde_json::from_str(&self.host.read(CONFLIST)?)?;
+        conflist["cniVersion"] = json!(version);
+        self.host.write(CONFLIST, conflist.to_string())
     }
 
     /// containerd and the kubelet, both answering.
@@ -235,14 +262,22 @@ impl Node {
 
     /// Puts a static pod's manifest in place. `container` is merged into a container of the busybox image.
     pub fn run_pod(&self, name: &str, container: &Value) -> Result<()> {
+        self.run_pod_as(name, container, &json!({}))
+    }
+
+    /// The same, with `more` merged into the pod's specification.
+    pub fn run_pod_as(&self, name: &str, container: &Value, more: &Value) -> Result<()> {
         let mut full = json!({"name": "main", "image": images::BUSYBOX, "imagePullPolicy": "Never"});
         if let (Some(full), Some(more)) = (full.as_object_mut(), container.as_object()) {
             full.extend(more.clone());
         }
-        let manifest = json!({
+        let mut manifest = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
             "spec": {"terminationGracePeriodSeconds": 1, "containers": [full]},
         });
+        if let (Some(spec), Some(more)) = (manifest["spec"].as_object_mut(), more.as_object()) {
+            spec.extend(more.clone());
+        }
         self.host.write(&format!("{}/{name}.json", kubelet::MANIFESTS), manifest.to_string())
     }
 
@@ -302,25 +337,36 @@ fn ready(pod: &Value) -> Result<PodStatus> {
     })
 }
 
+/// Copies a program to where it may be running: as install(1) does, so that nobody ever finds half of it.
+pub fn install_program(from: &Path, to: &Path) -> Result<()> {
+    let new = to.with_extension("new");
+    fs::copy(from, &new)
+        .and_then(|_| fs::rename(&new, to))
+        .with_context(|| format!("cannot install {from:?} as {to:?}"))
+}
+
 /// The network configuration of a node's pods: what we ship, or for comparison the like for other plugins.
-fn conflist(cni: Cni, pod_cidr: &str) -> Result<Value> {
-    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
-    Ok(match cni {
-        Cni::Ours => {
+fn conflist(cni: Cni, mode: &Mode, pod_cidr: &str) -> Result<Value> {
+    let flannels = || serde_json::from_str::<Value>(include_str!("../../../conf/10-flannel.conflist"));
+    Ok(match (cni, mode) {
+        (Cni::Ours, Mode::Standalone) => {
             let mut shipped: Value =
                 serde_json::from_str(include_str!("../../../conf/10-edgeflannel.conflist"))?;
             shipped["plugins"][0]["ipam"]["ranges"] = json!([[{"subnet": pod_cidr}]]);
             shipped
         }
-        Cni::OursOnFlannel => serde_json::from_str(include_str!("../../../conf/10-flannel.conflist"))?,
-        Cni::Bridge => json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
+        // The subnet comes from the daemon.
+        (Cni::Ours, Mode::Cluster) | (Cni::OursOnFlannel, _) => flannels()?,
+        // Ours is kube-flannel's with one word changed.
+        (Cni::Flannel, _) => {
+            let mut stock = flannels()?;
+            stock["plugins"][0]["type"] = json!("flannel");
+            stock
+        }
+        (Cni::Bridge, _) => json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
             {"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
              "ipam": {"type": "host-local", "ranges": [[{"subnet": pod_cidr}]]}},
-            portmap]}),
-        // The plugin's release is old and knows no newer version; the subnet comes from flanneld.
-        Cni::Flannel => json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [
-            {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
-            portmap]}),
+            {"type": "portmap", "capabilities": {"portMappings": true}}]}),
     })
 }
 

@@ -135,11 +135,11 @@ pub fn build_for(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The folder with our own `ipam-sticky` and `edgeflannel`: `EDGEFLANNEL_BIN_DIR`, else a debug build made now.
+/// The folder with our own `ipam-sticky`, `edgeflannel` and `edgeflanneld`: `EDGEFLANNEL_BIN_DIR`, else a debug build made now.
 pub fn ours() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("EDGEFLANNEL_BIN_DIR") {
         let dir = PathBuf::from(dir);
-        for name in ["ipam-sticky", "edgeflannel"] {
+        for name in ["ipam-sticky", "edgeflannel", "edgeflanneld"] {
             ensure!(dir.join(name).exists(), "EDGEFLANNEL_BIN_DIR={} holds no {name}", dir.display());
         }
         return Ok(dir);

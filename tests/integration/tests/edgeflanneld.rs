@@ -192,6 +192,23 @@ fn first_start_offline() {
     node.within("to join", 20 * SECOND, |node| node.is_ready() && node.routes_exactly(&[2]));
 }
 
+/// The controller manager gives a new Node its podCIDR a moment after the kubelet has made it.
+#[test]
+fn a_subnet_that_comes_after_the_node_is_taken_at_once() {
+    let world = World::new();
+    let fake = Fake::start(&world.cloud);
+    fake.nodes(cluster(&[2])[1..].to_vec());
+    let mut node = world.node(1);
+    node.start_fake();
+    node.within("the list", 10 * SECOND, |node| node.log().contains("lists 1 peers"));
+    fake.put(&json!({"metadata": {"name": "node1"}, "spec": {}}));
+    sleep(SECOND);
+    assert_eq!(node.http("/readyz").0, 503);
+    fake.put(&cluster(&[])[0]);
+    // Everything is looked at every 8 s anyway.
+    node.within("to join", 3 * SECOND, |node| node.is_ready() && node.routes_exactly(&[2]));
+}
+
 /// A whole cluster that vanishes from the list is believed the second time, a minute later, and not before.
 #[test]
 fn a_much_smaller_list_is_believed_when_confirmed() {
@@ -529,6 +546,13 @@ fn a_disk_that_is_full_or_read_only() {
         node.routes_exactly(&[2, 3, 4]) && node.is_ready()
     });
     assert!(node.metric("edgeflannel_record_write_failures_total") > 0.0);
+    // Altered again while the first alteration is not on the disk.
+    let mut moved = peer("peer4", 4);
+    moved["metadata"]["annotations"][key("public-ip")] = json!("10.10.0.99");
+    fake.put(&moved);
+    node.within("the peer's new address, read-only or not", 3 * SECOND, |node| {
+        node.sh("bridge fdb show dev flannel.1").contains("02:00:00:00:00:04 dst 10.10.0.99")
+    });
     let second = run(&mut node.command(&["--kube-api-url=http://10.10.0.2:8080"]), b"", 10 * SECOND).unwrap();
     assert_ne!(second.status.code(), Some(0), "one daemon on a read-only disk, too");
     node.stop();

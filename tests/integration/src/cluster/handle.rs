@@ -1,9 +1,9 @@
 //! Doing something to one node of a cluster: silence, power loss, power.
 
-use super::{Cluster, start_extras};
+use super::{Cluster, start_daemon_and_kubelet, start_extras};
+use crate::containerd;
 use crate::host::Host;
 use crate::node::Node;
-use crate::{containerd, kubelet};
 use anyhow::{Context, Result};
 
 /// A node of a cluster, to do something to it.
@@ -56,7 +56,7 @@ impl NodeHandle<'_> {
         let node = cluster.nodes.get_mut(&self.name).context("it is there")?;
         cluster.network.attach(&node.host)?;
         containerd::start(node)?;
-        kubelet::start(node)?;
+        start_daemon_and_kubelet(node)?;
         start_extras(node, &options)?;
         cluster.save()
     }

@@ -2,6 +2,9 @@
 
 use anyhow::{Result, bail};
 use integration::cluster::Cluster;
+use integration::edgeflanneld;
+use integration::node::Node;
+use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,7 +33,28 @@ pub fn status(name: &str, cluster: &Cluster) -> Result<()> {
     for cut in cluster.network().cuts() {
         say(format!("  {cut} is CUT"));
     }
+    for node in cluster.nodes().values().filter(|node| node.wants_edgeflanneld() && node.host.is_on()) {
+        say(format!("  {:<20} {}", format!("{}'s overlay", node.host.name()), overlay(node)));
+    }
     nodes_and_pods(cluster)
+}
+
+/// What its node says of the overlay, in a line.
+fn overlay(node: &Node) -> String {
+    let Ok(status) = edgeflanneld::status(node) else {
+        return "unknown: see `edgeflanneld status` there".to_owned();
+    };
+    let all = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let peers = all(&status["peers"]);
+    let reached = peers.iter().filter(|peer| peer["inKernel"] == true).count();
+    let api = if status["api"]["reachable"] == true { "the API is there" } else { "the API is AWAY" };
+    let cidrs: Vec<String> =
+        all(&status["podCIDRs"]).iter().filter_map(|c| c.as_str().map(str::to_owned)).collect();
+    let drift = match all(&status["drift"]).len() {
+        0 => String::new(),
+        count => format!(", {count} things are NOT as they should be"),
+    };
+    format!("{}, {reached} of {} peers, {api}{drift}", cidrs.join(" "), peers.len())
 }
 
 fn nodes_and_pods(cluster: &Cluster) -> Result<()> {
