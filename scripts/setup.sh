@@ -19,9 +19,9 @@ packages=(
   git ca-certificates gcc libc6-dev            # to build
   iproute2 nftables iptables ipset conntrack   # networks, and what the reference plugins call
   util-linux procps e2fsprogs openssl          # unshare, nsenter, losetup; disk images
-  containerd runc etcd-server busybox-static   # the real runtime, the cluster's store, the pods' image
+  containerd runc busybox-static               # the real runtime, the pods' image
   containernetworking-plugins                  # Debian's reference plugins, our interop partners
-  socat tcpdump strace iperf3 iputils-ping time # to look and to measure
+  socat curl tcpdump strace iperf3 iputils-ping time # to look and to measure
 )
 rust_ok() { have cargo && have rustfmt && have cargo-clippy && at_least "$RUST_NEEDED" "$(rustc --version 2>/dev/null | cut -d' ' -f2)"; }
 go_version() { "$1" version 2>/dev/null | sed -n 's/^go version go\([0-9.]*\).*/\1/p'; }

@@ -4,7 +4,7 @@
 //! [`annotations`] reads and writes flannel's annotations; [`believe`] decides what a list's silence about a peer
 //! means; [`follow`] turns all that into changes of the node's record; [`publish`] tells the cluster about this
 //! node. [`netconf`] is the one piece of configuration that the cluster shares. Only `watch` and `publish` talk
-//! to anybody, both through [`api`].
+//! to anybody, both through [`api`], where need be by way of a [`proxy`].
 
 pub mod annotations;
 pub mod api;
@@ -13,5 +13,6 @@ pub mod believe;
 pub mod follow;
 pub mod netconf;
 pub mod node;
+pub mod proxy;
 pub mod publish;
 pub mod watch;

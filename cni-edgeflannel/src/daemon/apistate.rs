@@ -30,6 +30,8 @@ pub struct ApiState {
     reachable: bool,
     tried: bool,
     last: Option<SystemTime>,
+    /// Why it was not heard when it last was not.
+    why: String,
     written: Option<Told>,
 }
 
@@ -37,7 +39,14 @@ impl ApiState {
     /// Nothing known yet.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
-        Self { path: file(run_dir), reachable: false, tried: false, last: None, written: None }
+        Self {
+            path: file(run_dir),
+            reachable: false,
+            tried: false,
+            last: None,
+            why: String::new(),
+            written: None,
+        }
     }
 
     /// The server was heard. True when that is news.
@@ -46,9 +55,13 @@ impl ApiState {
         self.change(true)
     }
 
-    /// The server was not heard. True when that is news.
-    pub fn lost(&mut self) -> bool {
-        self.change(false)
+    /// The server was not heard, and why. True when that is news: it was there until now, or it was for another reason.
+    pub fn lost(&mut self, why: &str) -> bool {
+        let another = self.why != why;
+        if another {
+            why.clone_into(&mut self.why);
+        }
+        self.change(false) || another
     }
 
     fn change(&mut self, reachable: bool) -> bool {
@@ -107,7 +120,7 @@ mod tests {
         assert_eq!(read(&run, &state), Told::default());
         let lock = lock::take(&state, &run).unwrap();
         let mut api = ApiState::new(&run);
-        assert!(api.lost() && !api.lost());
+        assert!(api.lost("refused") && !api.lost("refused") && api.lost("silent"));
         assert_eq!(read(&run, &state).last_contact, None);
         assert!(api.heard() && !api.heard());
         let told = read(&run, &state);

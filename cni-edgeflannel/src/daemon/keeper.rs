@@ -352,7 +352,7 @@ impl Keeper {
         let now = Instant::now();
         match &heard {
             Heard::Lost(why) => {
-                if self.api.lost() {
+                if self.api.lost(why) {
                     log::warn!("the API server: {why}; going on with the record");
                 } else {
                     log::debug!("the API server: {why}");

@@ -177,6 +177,52 @@ fn a_record_that_cannot_be_used_does_not_keep_pods_from_starting() {
     assert_eq!(node.machine.sh("ip -o link show type vxlan"), "", "none of them was used");
 }
 
+/// A node that was set back to an older version: plugin, daemon and the person's commands refuse the record, each with the same
+/// sentence, and neither it nor the overlay that stands is touched.
+#[test]
+fn a_record_of_a_later_version_is_left_alone_by_everybody() {
+    let Some(cluster) = Cluster::new(2) else { return };
+    let node = &cluster.nodes[0];
+    node.ready_for_plugin();
+    save(&node.record, &node.state_dir());
+    let Some(pod) = Machine::new("pod") else { return };
+    assert!(node.call("ADD", Some(&pod), &json!({})).success);
+    newer(&node.state_dir());
+    let seen = "ip -d -o link show type vxlan; ip route; ip neigh show nud permanent; bridge fdb show dev flannel.1; \
+        nft list chain inet edgeflannel overlay-postrouting";
+    let (before, file) = (node.machine.sh(seen), node.state_dir().join("node.redb"));
+    let bytes = fs::read(&file).unwrap();
+    let untouched = |after: &str| {
+        assert_eq!(fs::read(&file).unwrap(), bytes, "{after}");
+        assert_eq!(node.machine.sh(seen), before, "{after}");
+    };
+    let daemon = |word: &str| {
+        let flags = format!("--state-dir={} --node-name=node1", node.state_dir().display());
+        let api = "--kube-api-url=http://192.168.77.254:8080 --healthz-port=0";
+        node.machine
+            .try_sh(&format!("timeout 10 {} {word} {flags} {api}", env!("CARGO_BIN_EXE_edgeflanneld")))
+    };
+    for word in ["", "restore", "status"] {
+        let (success, said) = daemon(word);
+        let place = format!("the node record {} has schema 7", file.display());
+        assert!(
+            !success && said.contains(&place) && said.contains("install the version"),
+            "{word:?}: {said}"
+        );
+        untouched(word);
+    }
+    assert!(node.call("DEL", Some(&pod), &json!({})).success);
+    let another = Machine::new("pod").unwrap();
+    assert!(node.call("ADD", Some(&another), &json!({})).success, "{}", node.log());
+    assert!(another.sh("ip -o -4 addr show eth0").contains("10.244.1.5/24"));
+    // An overlay that is gone is not restored from what cannot be read; the pod starts all the same.
+    node.machine.sh("ip link del flannel.1");
+    assert!(node.call("DEL", Some(&another), &json!({})).success);
+    assert!(node.call("ADD", Some(&Machine::new("pod").unwrap()), &json!({})).success);
+    assert!(node.log().contains("has schema 7"), "{}", node.log());
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+}
+
 fn newer(dir: &Path) {
     let database = redb::Database::open(dir.join("node.redb")).unwrap();
     let write = database.begin_write().unwrap();

@@ -97,7 +97,7 @@ impl ControlPlane {
     /// Starts etcd and the API server; [`ControlPlane::wait_ready`] waits for them. With an `egress` configuration, connections to
     /// nodes go through the tunnel that it names.
     pub fn start_api(&mut self, cloud: &Host, egress: Option<&Path>) -> Result<()> {
-        let mut etcd = cloud.command("etcd")?;
+        let mut etcd = cloud.command(tools::etcd()?)?;
         etcd.args(["--name=rig", "--listen-client-urls=http://127.0.0.1:2379"]);
         etcd.args([
             "--advertise-client-urls=http://127.0.0.1:2379",

@@ -18,6 +18,7 @@ static CNI_FLANNEL: ToolSet = ToolSet { name: "cni-flannel", ldflags: String::ne
 static K8S: ToolSet = ToolSet { name: "k8s", ldflags: kubernetes_version, prepare: None };
 static FLANNEL: ToolSet = ToolSet { name: "flannel", ldflags: flannel_version, prepare: Some(flannel_main) };
 static KONNECTIVITY: ToolSet = ToolSet { name: "konn", ldflags: String::new, prepare: None };
+static ETCD: ToolSet = ToolSet { name: "etcd", ldflags: String::new, prepare: None };
 static METRICS: ToolSet = ToolSet { name: "metrics", ldflags: String::new, prepare: None };
 
 /// The reference plugins' Go packages.
@@ -59,6 +60,11 @@ fn kubernetes(name: &str) -> Result<PathBuf> {
 /// The node agent of Kubernetes.
 pub fn kubelet() -> Result<PathBuf> {
     kubernetes("kubelet")
+}
+
+/// The API server's store. Not Debian's 3.4: with one older than 3.5.13 the API server serves no streaming lists.
+pub fn etcd() -> Result<PathBuf> {
+    ETCD.program("etcd", "go.etcd.io/etcd/server/v3")
 }
 
 /// The API server.
@@ -118,6 +124,7 @@ pub fn build_for(options: &Options) -> Result<()> {
     for name in ["kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kubectl"] {
         kubernetes(name)?;
     }
+    etcd()?;
     if options.kube_proxy {
         kube_proxy()?;
     }

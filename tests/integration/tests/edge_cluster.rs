@@ -4,10 +4,10 @@
 
 mod edge;
 
-use edge::{Node, SECOND, World, conf, peer};
+use edge::{KUBECONFIG, Node, SECOND, World, conf, peer, proxy::SiteProxy};
 use integration::{
-    exec::{COMMAND_LIMIT, run},
-    tools,
+    exec::{COMMAND_LIMIT, run, wait_until},
+    host::Host,
 };
 use serde_json::{Value, json};
 use std::thread::sleep;
@@ -39,21 +39,15 @@ fn cluster(count: u8) -> (World, Vec<Node>) {
     (world, nodes)
 }
 
-fn start_flanneld(node: &mut Node) {
-    // Its check for br_netfilter looks at a file that shows only where a bridge's namespace has the module.
-    let conf = json!({"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/56",
-        "EnableNFTables": true, "Backend": {"Type": "vxlan"}});
-    node.host.write("/etc/flanneld/net-conf.json", conf.to_string()).unwrap();
-    let mut command = node.host.command(tools::flanneld().unwrap()).unwrap();
-    command.args(["--kube-subnet-mgr", "--ip-masq", "--iface=eth0"]);
-    command.args(["--kubeconfig-file=/etc/kubernetes/admin.kubeconfig"]);
-    command.arg("--net-config-path=/etc/flanneld/net-conf.json");
-    command.env("NODE_NAME", node.name());
-    node.daemon = Some(node.host.spawn(&mut command, &node.log).unwrap());
+fn start_flanneld(node: &mut Node, direct: bool) {
+    node.start_flanneld(&dual_conf(direct));
     node.within("flanneld's subnet.env", 30 * SECOND, |node| {
         node.host.read("/run/flannel/subnet.env").is_ok()
     });
 }
+
+/// SHA-256 of 3,000,000 zero bytes.
+const DIGEST_OF_ZEROS: &str = "35bce4eae54ec8e6cc2868baa8d157914d6ae2858811b4cc0c078c94460fa26f";
 
 /// Pod to pod, both families, with small and with large packets.
 fn talks(from: &Node, to: &Node) {
@@ -71,7 +65,8 @@ fn talks(from: &Node, to: &Node) {
         let listener = std::thread::spawn(move || run(&mut listener, b"", COMMAND_LIMIT).unwrap());
         let send = format!("head -c 3000000 /dev/zero | socat -u - {family}:{server}:7777,connect-timeout=2");
         from.within("a large transfer", 10 * SECOND, |node| node.host.sh(&send).is_ok());
-        let _ = listener.join().unwrap();
+        let received = listener.join().unwrap().stdout;
+        assert!(received.contains(DIGEST_OF_ZEROS), "what arrived is not what was sent: {received}");
     }
 }
 
@@ -83,7 +78,7 @@ fn three_nodes_one_of_them_stock_flanneld() {
     for node in ours.iter_mut() {
         node.start();
     }
-    start_flanneld(stock);
+    start_flanneld(stock, false);
     for node in ours.iter() {
         node.wait_ready();
         let others: Vec<u8> = [1, 2, 3].into_iter().filter(|index| *index != node.index).collect();
@@ -141,6 +136,18 @@ fn three_nodes_one_of_them_stock_flanneld() {
     talks(&ours[0], &ours[1]);
     talks(&ours[1], stock);
     talks(stock, &ours[1]);
+    // And on all of them.
+    stock.stop();
+    start_flanneld(stock, true);
+    stock.within("flanneld's direct routes", 20 * SECOND, |node| {
+        let routes = node.sh("ip route; ip -6 route");
+        routes.contains("10.244.1.0/24 via 10.10.0.11 dev eth0")
+            && routes.contains("fd00:10:244:1::/64 via fd00:1::11 dev eth0")
+    });
+    for node in ours.iter() {
+        talks(node, stock);
+        talks(stock, node);
+    }
 }
 
 #[test]
@@ -154,6 +161,13 @@ fn peers_that_change_while_we_are_up_and_while_we_are_down() {
     node.start();
     node.wait_ready();
     node.within("all", 5 * SECOND, |node| node.routes_exactly(&[22, 23, 24, 25]));
+    // A streaming list, not pages: the server counts those that it has served.
+    assert!(!node.log().contains("reading pages"), "{}", node.log());
+    let metrics = world.kubectl(&["get", "--raw=/metrics"]);
+    let served = |line: &&str| {
+        line.starts_with("apiserver_watch_list_duration_seconds_count") && line.contains("resource=\"nodes\"")
+    };
+    assert!(metrics.lines().any(|line| served(&line)), "no streaming list of nodes");
     let leads = |node: &Node, mac: &str, ip: &str| {
         node.sh("bridge fdb show dev flannel.1").contains(&format!("{mac} dst {ip} "))
     };
@@ -218,7 +232,7 @@ fn peers_that_change_while_we_are_up_and_while_we_are_down() {
 fn from_flannel_and_back() {
     let (world, mut nodes) = cluster(2);
     for node in &mut nodes {
-        start_flanneld(node);
+        start_flanneld(node, false);
     }
     let [a, b] = nodes.as_mut_slice() else { panic!() };
     talks(a, b);
@@ -229,6 +243,11 @@ fn from_flannel_and_back() {
         iptables-nft -t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; \
         iptables-nft -N FLANNEL-FWD; iptables-nft -A FLANNEL-FWD -s 10.244.0.0/16 -j ACCEPT; iptables-nft -A FORWARD -j FLANNEL-FWD; \
         iptables-nft -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE");
+    // And of the old iptables, which nftables does not show.
+    let legacy = "iptables-legacy -N FLANNEL-FWD; iptables-legacy -A FLANNEL-FWD -s 10.244.0.0/16 -j ACCEPT; \
+        iptables-legacy -A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD";
+    a.sh(legacy);
+    let legacy = a.sh("iptables-legacy -S");
     let mut pinging = b.host.command("sh").unwrap();
     pinging.args(["-c", "ping -i 0.1 -W 1 -I 10.244.2.1 10.244.1.1 > /run/pings"]);
     let mut pinging = b.host.spawn(&mut pinging, &world.dir.path().join("ping.log")).unwrap();
@@ -241,6 +260,12 @@ fn from_flannel_and_back() {
         !node.sh("nft list ruleset").to_lowercase().contains("flannel-")
     });
     assert!(a.sh("nft list ruleset").contains("192.0.2.0/24"), "somebody else's rule stays");
+    assert!(
+        a.log().contains("look for its chains with `iptables-legacy-save | grep FLANNEL`"),
+        "a person is told what cannot be removed from here:\n{}",
+        a.log()
+    );
+    assert_eq!(a.sh("iptables-legacy -S"), legacy);
     assert_eq!(world.get_node("node1")["metadata"]["annotations"], annotations);
     let mtu =
         |env: &str| env.lines().filter(|line| !line.contains("MTU")).map(str::to_owned).collect::<Vec<_>>();
@@ -250,7 +275,7 @@ fn from_flannel_and_back() {
     a.stop();
     let removed = run(&mut a.command(&["remove"]), b"", COMMAND_LIMIT).unwrap();
     assert!(removed.status.success(), "{removed:?}");
-    start_flanneld(a);
+    start_flanneld(a, false);
     assert_eq!(a.mac(), mac);
     assert!(!a.sh("nft list ruleset").contains("table inet edgeflannel"));
     talks(b, a);
@@ -319,7 +344,7 @@ fn manifests_and_the_policy() {
         "status": {"conditions": [{"type": "NetworkUnavailable", "status": "False", "reason": "FlannelIsUp"}]}});
     // A new policy takes a moment to be heard of.
     let refused = || patch(&bound, "node2", &ours) == "403";
-    integration::exec::wait_until("the policy to be in force", 20 * SECOND, refused).unwrap();
+    wait_until("the policy to be in force", 20 * SECOND, refused).unwrap();
     assert_eq!(patch(&bound, "node1", &ours), "200");
     assert_eq!(patch(&unbound, "node1", &ours), "403");
     for more in [
@@ -344,14 +369,23 @@ fn manifests_and_the_policy() {
     assert_eq!(nodes[0].sh(theirs), "403");
 }
 
-/// Credentials that are not there yet, or not good yet: tried again, with nothing restarted.
+/// What stands between a node and the API server: each is said and tried again, with nothing restarted.
 #[test]
-fn credentials_that_come_late() {
+fn what_stands_between_a_node_and_the_api_server() {
     let mut world = World::new();
     world.start_api(1);
     let mut node = world.node(1);
     world.equip(&node);
     world.create_node("node1", &["10.244.1.0/24"]);
+    credentials_that_come_late(&mut node);
+    world.create_peer(&peer("peer22", 22));
+    node.within("its peer", 20 * SECOND, |node| node.routes_exactly(&[22]));
+    a_clock_at_1970(&world, &mut node);
+    the_sites_proxy(&world, &mut node);
+}
+
+/// Credentials that are not there yet, or somebody else's.
+fn credentials_that_come_late(node: &mut Node) {
     node.sh("cd /etc/kubernetes; mv pki late; mv kubelet.kubeconfig late.kubeconfig");
     node.start();
     node.within("life", 5 * SECOND, |node| node.http("/healthz").0 == 200);
@@ -359,10 +393,89 @@ fn credentials_that_come_late() {
     assert_eq!(node.http("/readyz").0, 503);
     node.sh("cd /etc/kubernetes; mv late.kubeconfig kubelet.kubeconfig");
     sleep(SECOND);
-    // Somebody else's authority: what a clock at 1970 or a wrong server looks like.
+    // Somebody else's authority: what a wrong server looks like.
     node.sh("cd /etc/kubernetes; cp -r late pki; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
         -keyout pki/ca.key -out pki/ca.crt -subj /CN=other 2>/dev/null");
     node.within("to say so", 20 * SECOND, |node| node.log().contains("certificate"));
     node.sh("cd /etc/kubernetes; cp late/ca.crt pki/ca.crt");
     node.within("to join", 20 * SECOND, Node::is_ready);
+}
+
+/// A board without a battery boots in 1970: to its clock, the API server's certificate is not valid yet. Here the clock is
+/// right and the certificate tomorrow's, which is the same comparison.
+fn a_clock_at_1970(world: &World, node: &mut Node) {
+    let mac = node.mac();
+    node.stop();
+    let pki = world.dir.path().join("pki");
+    let pki = pki.display();
+    let conf = "[ca]\ndefault_ca = d\n[d]\ndatabase = young/index\nnew_certs_dir = young\nrand_serial = yes\n\
+        default_md = sha256\npolicy = p\ncopy_extensions = copy\n[p]\ncommonName = supplied\n";
+    let (begin, end) = ("$(date -u -d '+1 day' +%Y%m%d%H%M%SZ)", "$(date -u -d '+9 days' +%Y%m%d%H%M%SZ)");
+    let ours = world.cloud.sh(&format!(
+        "cd {pki}; mkdir young; : > young/index; printf '{conf}' > young/conf; cp apiserver.crt young/right.crt; \
+         openssl req -new -config /dev/null -key apiserver.key -subj /CN=kube-apiserver -addext subjectAltName=IP:10.10.0.2 -out young/csr; \
+         openssl ca -batch -notext -config young/conf -cert ca.crt -keyfile ca.key -in young/csr -out young/crt \
+             -startdate {begin} -enddate {end} 2>&1; mv young/crt apiserver.crt"
+    ));
+    ours.unwrap();
+    // 60: the server's certificate is not good.
+    let refused = || {
+        let line = format!("curl -s -m 3 --cacert {pki}/ca.crt https://10.10.0.2:6443/readyz || [ $? = 60 ]");
+        world.cloud.sh(&line).is_ok_and(|body| body.is_empty())
+    };
+    wait_until("the API server to show the certificate of tomorrow", 90 * SECOND, refused).unwrap();
+
+    world.reboot(node);
+    node.clear_log();
+    node.start();
+    node.within("readiness", 5 * SECOND, Node::is_ready);
+    assert!(node.routes_exactly(&[22]) && node.mac() == mac);
+    let sentence = "its certificate is not valid yet by this node's clock, only from ";
+    node.within("the sentence", 20 * SECOND, |node| node.log().contains(sentence));
+    sleep(5 * SECOND);
+    let log = node.log();
+    let warned = log.lines().filter(|line| line.contains("WARN") && line.contains(sentence)).count();
+    assert_eq!(warned, 1, "said once:\n{log}");
+
+    world.cloud.sh(&format!("cd {pki}; mv young/right.crt apiserver.crt")).unwrap();
+    wait_until("the certificate of today", 90 * SECOND, || {
+        world.try_kubectl(&["get", "--raw=/readyz"]).is_ok()
+    })
+    .unwrap();
+    world.create_peer(&peer("peer23", 23));
+    node.within("to follow", 30 * SECOND, |node| node.routes_exactly(&[22, 23]));
+}
+
+/// The only way out of the site is an HTTP proxy that wants a password.
+fn the_sites_proxy(world: &World, node: &mut Node) {
+    let site = Host::new("site").unwrap();
+    world.attach(&site, "site", "eth0");
+    site.sh("ip addr add 10.10.0.3/24 dev eth0").unwrap();
+    let proxy = SiteProxy::start(&site);
+    node.stop();
+    node.sh(
+        "nft 'table inet wall { chain o { type filter hook output priority 0; ip daddr 10.10.0.2 drop; }; }'",
+    );
+    for (url, said) in [
+        ("https://10.10.0.3:3128", "the proxy https://10.10.0.3:3128/ cannot be used"),
+        (
+            "http://10.10.0.3:3128",
+            "through the proxy http://10.10.0.3:3128/: tunnel error: proxy authorization required",
+        ),
+        ("http://10.10.0.3:9", "through the proxy http://10.10.0.3:9/"),
+    ] {
+        node.clear_log();
+        node.start_where(&[KUBECONFIG], &[("HTTPS_PROXY", url)]);
+        node.within(said, 20 * SECOND, |node| node.log().contains(said) && node.is_ready());
+        node.stop();
+    }
+    node.start_where(
+        &[KUBECONFIG],
+        &[("HTTPS_PROXY", "http://edge:secret@10.10.0.3:3128"), ("NO_PROXY", "10.96.0.0/12,example.com")],
+    );
+    world.create_peer(&peer("peer24", 24));
+    node.within("to follow", 30 * SECOND, |node| node.routes_exactly(&[22, 23, 24]));
+    let asked = proxy.asked();
+    assert!(asked.iter().all(|head| head.starts_with("CONNECT 10.10.0.2:6443 HTTP/1.1\r\n")), "{asked:?}");
+    assert!(!node.log().contains("secret"), "{}", node.log());
 }

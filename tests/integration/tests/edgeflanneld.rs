@@ -188,8 +188,10 @@ fn first_start_offline() {
     assert!(!clean && status["peers"] == json!([]), "{status}");
     sleep(3 * SECOND);
     let fake = Fake::start(&world.cloud);
+    fake.mode(Mode::TakenBack);
     fake.nodes(cluster(&[2]));
     node.within("to join", 20 * SECOND, |node| node.is_ready() && node.routes_exactly(&[2]));
+    assert!(node.log().contains("reading pages"));
 }
 
 /// The controller manager gives a new Node its podCIDR a moment after the kubelet has made it.
@@ -375,6 +377,33 @@ fn whatever_is_altered_by_hand_is_back_within_a_second() {
                 && node.sh("sysctl -n net.ipv4.ip_forward").trim() == "1"
         });
     }
+    assert!(node.status().1, "{}", node.status().0);
+}
+
+/// As many peers as we promise: all of them at the first start, after a reboot with nobody to ask, and again when the device is deleted.
+#[test]
+fn five_thousand_peers() {
+    const COUNT: u16 = 5000;
+    let world = World::new();
+    let fake = Fake::start(&world.cloud);
+    let mut own = cluster(&[]);
+    own[0]["spec"] = json!({"podCIDR": "100.127.1.0/24", "podCIDRs": ["100.127.1.0/24"]});
+    fake.nodes(own.into_iter().chain((0..COUNT).map(edge::numbered_peer)).collect());
+    let mut node = world.node(1);
+    node.net_conf(&json!({"Network": edge::NUMBERED_NETWORK, "Backend": {"Type": "vxlan"}}));
+    let all_there = |node: &Node| {
+        let counted = node.sh("ip route show dev flannel.1 | wc -l; bridge fdb show dev flannel.1 | wc -l; \
+            ip neigh show dev flannel.1 nud permanent | wc -l");
+        counted.split_whitespace().all(|count| count == COUNT.to_string())
+    };
+    node.start_fake();
+    node.within("all", 60 * SECOND, |node| node.is_ready() && all_there(node));
+    node.sh("ip link del flannel.1");
+    node.within("all again", 30 * SECOND, |node| node.is_ready() && all_there(node));
+    fake.mode(Mode::Silent);
+    world.reboot(&mut node);
+    node.start_fake();
+    node.within("all after a reboot", 30 * SECOND, |node| node.is_ready() && all_there(node));
     assert!(node.status().1, "{}", node.status().0);
 }
 

@@ -24,6 +24,8 @@ pub enum Mode {
     Good,
     /// As it should, streamed lists too.
     Streaming,
+    /// As it should, but a streamed list is taken back after it has begun, as a server over etcd 3.4 does.
+    TakenBack,
     /// Every request is answered with this status.
     Status(u16),
     /// Lists and watches begin well and are then cut off in the middle of a Node.
@@ -231,6 +233,12 @@ impl Fake {
             }
             if *mode == Mode::Truncated {
                 return stream.write_all(&text.as_bytes()[..text.len() * 2 / 3]);
+            }
+            if *mode == Mode::TakenBack {
+                text += &json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                    "message": "the required storage feature RequestWatchProgress is disabled", "code": 500}})
+                .to_string();
+                return stream.write_all(text.as_bytes());
             }
             let version = self.state().version;
             text += &format!(

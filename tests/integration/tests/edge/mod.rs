@@ -12,10 +12,11 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "each test file uses its part, and a test fails by panicking"
+    reason = "each test file (and the bench of the overlay) uses its part, and a test fails by panicking"
 )]
 
 pub mod fake;
+pub mod proxy;
 
 use integration::{
     control_plane::ControlPlane,
@@ -33,6 +34,9 @@ use std::{
 };
 
 pub const SECOND: Duration = Duration::from_secs(1);
+
+/// The kubelet's credential, as the daemon's flag names it.
+pub const KUBECONFIG: &str = "--kubeconfig-file=/etc/kubernetes/kubelet.kubeconfig";
 
 /// The LAN, the cloud, and a place for logs.
 pub struct World {
@@ -190,6 +194,22 @@ pub fn peer(name: &str, index: u8) -> Value {
     })
 }
 
+/// What the pods of [`numbered_peer`]s have their addresses from.
+pub const NUMBERED_NETWORK: &str = "100.64.0.0/10";
+
+/// One of up to 16,000 nodes.
+pub fn numbered_peer(n: u16) -> Value {
+    let (a, b) = (n / 256, n % 256);
+    let mut node = peer(&format!("peer{n}"), 0);
+    let annotations = &mut node["metadata"]["annotations"];
+    annotations["flannel.alpha.coreos.com/backend-data"] =
+        json!(format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:01:{a:02x}:{b:02x}"}}"#));
+    annotations["flannel.alpha.coreos.com/public-ip"] = json!(format!("172.16.{a}.{b}"));
+    let cidr = format!("100.{}.{b}.0/24", 64 + a);
+    node["spec"] = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
+    node
+}
+
 /// A node and its daemon.
 pub struct Node {
     pub host: Host,
@@ -219,19 +239,38 @@ impl Node {
 
     /// Starts the daemon with these flags beside those that all have.
     pub fn start_with(&mut self, flags: &[&str]) {
+        self.start_where(flags, &[]);
+    }
+
+    /// The same, with variables in its environment.
+    pub fn start_where(&mut self, flags: &[&str], environment: &[(&str, &str)]) {
         let mut command = self.command(&["--ip-masq", "--healthz-port=8081", "--log-level=debug"]);
-        command.args(flags);
+        command.args(flags).envs(environment.iter().copied());
         self.daemon = Some(self.host.spawn(&mut command, &self.log).unwrap());
     }
 
     /// Against the real API server, with the kubelet's credential.
     pub fn start(&mut self) {
-        self.start_with(&["--kubeconfig-file=/etc/kubernetes/kubelet.kubeconfig"]);
+        self.start_with(&[KUBECONFIG]);
     }
 
     /// Against the fake one.
     pub fn start_fake(&mut self) {
         self.start_with(&["--kube-api-url=http://10.10.0.2:8080"]);
+    }
+
+    /// Stock flanneld with this net-conf.json, under the admin's credential: it has no identity of its own here.
+    pub fn start_flanneld(&mut self, conf: &Value) {
+        let mut conf = conf.clone();
+        // Its check for br_netfilter looks at a file that shows only where a bridge's namespace has the module.
+        conf["EnableNFTables"] = json!(true);
+        self.host.write("/etc/flanneld/net-conf.json", conf.to_string()).unwrap();
+        let mut command = self.host.command(tools::flanneld().unwrap()).unwrap();
+        command.args(["--kube-subnet-mgr", "--ip-masq", "--iface=eth0"]);
+        command.args(["--kubeconfig-file=/etc/kubernetes/admin.kubeconfig"]);
+        command.arg("--net-config-path=/etc/flanneld/net-conf.json");
+        command.env("NODE_NAME", self.name());
+        self.daemon = Some(self.host.spawn(&mut command, &self.log).unwrap());
     }
 
     pub fn stop(&mut self) {

@@ -1,12 +1,16 @@
-//! `bench`: how fast our plugins are beside the reference ones, in one run on this machine.
+//! `bench`: how fast our plugins and our daemon are beside the reference ones, in one run on this machine.
 //!
 //! Contestants take turns (A B A B …), so that a noisy minute hits all of them; figures are medians. No figure decides
 //! anything: the goals are printed beside them. Called by `scripts/bench.sh`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a person's command")]
 
 mod contest;
+// The world that the daemon's tests live in.
+#[path = "../../../tests/edge/mod.rs"]
+mod edge;
 mod ipam;
 mod measure;
+mod overlay;
 mod pods;
 mod table;
 
@@ -14,7 +18,8 @@ use anyhow::{Result, bail};
 use integration::host::Host;
 use std::{env, process::ExitCode};
 
-const USAGE: &str = "usage: bench [pods] [ipam]    (default: all)";
+const USAGE: &str = "usage: bench [pods] [ipam]    (default: both)
+       bench overlay [--nodes=100,1000,5000] [--rounds=3] [--updates=1000]";
 
 fn main() -> ExitCode {
     match run(&env::args().skip(1).collect::<Vec<_>>()) {
@@ -32,6 +37,7 @@ fn run(arguments: &[String]) -> Result<()> {
         // Inside a host, where the plugins are started without anything in between.
         ["inside", "pods", dirs] => return pods::inside(&serde_json::from_str(dirs)?),
         ["inside", "ipam", dirs] => return ipam::inside(&serde_json::from_str(dirs)?),
+        ["overlay", sizes @ ..] => return overlay::run(&overlay::Sizes::parse(sizes)?),
         _ => {}
     }
     let all = ["pods", "ipam"];
