@@ -165,6 +165,8 @@ pub struct Import {
     pub changes: Changes,
     /// How many bindings got an address.
     pub bindings: usize,
+    /// How many had theirs already.
+    pub known: usize,
     /// What was left out, a sentence each.
     pub conflicts: Vec<String>,
 }
@@ -207,6 +209,8 @@ pub fn import(view: &dyn View, traces: &[Trace]) -> Result<Import, crate::fault:
             }
         }
         if binding == before || binding.addresses.is_empty() {
+            let has = |address| before.addresses.contains(address);
+            import.known += usize::from(!trace.addresses.is_empty() && trace.addresses.iter().all(has));
             continue;
         }
         binding.sequence = draft.next_sequence()?;

@@ -16,11 +16,16 @@ pub fn run(options: &Options) -> Result<String, Failure> {
     let known = recover::result_cache(&place, now.boot, now.lives);
     let (traces, _) = recover::host_local(directory, &known, now.boot)
         .map_err(|error| Failure::new(format!("read {}: {error}", directory.display())))?;
-    let (bindings, conflicts) = store.change(&|view: &dyn View| {
+    let (bindings, known, conflicts) = store.change(&|view: &dyn View| {
         let import = recover::import(view, &traces)?;
-        Ok(((import.bindings, import.conflicts), import.changes))
+        Ok(((import.bindings, import.known, import.conflicts), import.changes))
     })?;
-    let mut out = format!("{bindings} of {} containers in {} imported\n", traces.len(), directory.display());
+    // A state that is new has taken them over by itself, when this command opened it.
+    let mut out = format!(
+        "{bindings} of {} containers in {} imported, {known} known already\n",
+        traces.len(),
+        directory.display()
+    );
     for conflict in &conflicts {
         out.push_str(&format!("left out: {conflict}\n"));
     }

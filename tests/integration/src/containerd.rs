@@ -77,3 +77,22 @@ pub fn exec(node: &Node, container: &str, words: &[&str]) -> Result<String> {
     arguments.extend(words);
     ctr(node, &arguments)
 }
+
+/// What a pod's container reads at another pod's address, port 80. `container` may be written as the kubelet writes it.
+pub fn fetch(node: &Node, container: &str, address: &str) -> Result<String> {
+    let url = format!("http://{address}/");
+    let said = exec(node, bare(container), &["timeout", "5", "wget", "-qO-", &url])?;
+    Ok(said.trim().to_owned())
+}
+
+/// The process id of a running container, as the node counts. `container` may be written as the kubelet writes it.
+pub fn pid(node: &Node, container: &str) -> Result<String> {
+    let id = bare(container);
+    let tasks = ctr(node, &["task", "ls"])?;
+    let pid = tasks.lines().find_map(|line| line.strip_prefix(id)?.split_whitespace().next());
+    pid.map(str::to_owned).with_context(|| format!("container {id} does not run:\n{tasks}"))
+}
+
+fn bare(container: &str) -> &str {
+    container.trim_start_matches("containerd://")
+}

@@ -102,17 +102,6 @@ fn pods_keep_their_addresses_through_daily_life_and_a_power_loss() {
     assert_restarted_in_place(&cluster, &on_node1);
 }
 
-/// A container fetches a page of another pod.
-fn fetch(node: &Node, container: &str, address: &str) -> String {
-    let url = format!("http://{address}/");
-    let container = container.trim_start_matches("containerd://");
-    let get = || containerd::exec(node, container, &["timeout", "5", "wget", "-qO-", &url]).map(Some);
-    wait_for(&format!("{url} from a pod of {}", node.host.name()), Duration::from_secs(30), get)
-        .unwrap()
-        .trim()
-        .to_owned()
-}
-
 /// Two pods on two nodes talk, both ways, and what they say goes through flannel.1.
 fn assert_talk(cluster: &Cluster, one: &Place<'_>, other: &Place<'_>) {
     let received = |place: &Place<'_>| -> u64 {
@@ -124,7 +113,9 @@ fn assert_talk(cluster: &Cluster, one: &Place<'_>, other: &Place<'_>) {
         let way = node.host.sh(&format!("ip route get {}", to.address)).unwrap();
         assert!(way.contains("dev flannel.1"), "{way}");
         let before = received(to);
-        assert_eq!(fetch(node, from.container, to.address), to.name, "{from:?} asked {to:?}");
+        let get = || containerd::fetch(node, from.container, to.address).map(Some);
+        let said = wait_for(&format!("{from:?} to reach {to:?}"), Duration::from_secs(30), get).unwrap();
+        assert_eq!(said, to.name, "somebody else answers at {to:?}");
         assert!(received(to) >= before + 4, "a whole conversation, seen on the other side");
     }
 }

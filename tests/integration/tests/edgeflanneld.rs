@@ -588,6 +588,32 @@ fn a_disk_that_is_full_or_read_only() {
     node.sh("umount /var/lib/edgeflannel");
 }
 
+/// What a power cut leaves of libcni's records, and what no runtime gets past.
+#[test]
+fn unreadable_records_of_libcni_go_at_start_and_at_restore() {
+    let (_world, _fake, mut node) = joined(&[2]);
+    let left = |dir: &str| {
+        node.sh(&format!("ls {dir}/results")).split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let make = "mkdir -p results; cd results; touch -d '1 hour ago' cbr0-empty-eth0; echo '{}' >cbr0-whole-eth0; \
+        printf '{\"kind\":' >cbr0-torn-just-now-eth0";
+    node.sh(&format!("cd /var/lib/cni; {make}"));
+    node.sh(&format!("mkdir /var/other; cd /var/other; {make}"));
+    let restore = ["restore", "--cni-cache-dir=/var/other"];
+    run(&mut node.command(&restore), b"", COMMAND_LIMIT).unwrap().ok().unwrap();
+    assert_eq!(left("/var/other"), ["cbr0-whole-eth0"]);
+    assert_eq!(left("/var/lib/cni").len(), 3, "a running daemon does not look there");
+    node.stop();
+    node.clear_log();
+    node.start_fake();
+    node.within("the records to go", 10 * SECOND, |node| {
+        node.sh("ls /var/lib/cni/results").trim() == "cbr0-whole-eth0"
+    });
+    for name in ["cbr0-empty-eth0", "cbr0-torn-just-now-eth0"] {
+        assert!(node.log().contains(name), "{}", node.log());
+    }
+}
+
 #[test]
 fn a_cloned_disk() {
     let (world, fake, mut node) = joined(&[2]);

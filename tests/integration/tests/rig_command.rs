@@ -48,8 +48,7 @@ fn up_look_around_reboot_and_down_leaves_nothing() {
     let _watch = leaks::Watch::start();
     let rig = Rig { name: format!("test-{}", std::process::id()) };
 
-    let up =
-        rig.run(&["up", "--nodes", "2", "--site", "A:node1,node2", "--cni", "bridge", "--wan", "delay=5ms"]);
+    let up = rig.run(&["up", "--nodes", "2", "--site", "A:node1,node2", "--wan", "delay=5ms"]);
     assert!(up.contains("is up after") && up.contains("node2") && !up.contains("NotReady"), "{up}");
     // It takes 8 to 10 s on an idle machine of two cores; 15 are promised.
     let seconds: f64 = up.split_once("up after ").unwrap().1.split_once(" s").unwrap().0.parse().unwrap();
@@ -73,7 +72,9 @@ fn up_look_around_reboot_and_down_leaves_nothing() {
     rig.run(&["reboot", "node1"]);
     let status = rig.run(&["status"]);
     assert!(!status.contains("OFF") && !status.contains("ENDED"), "{status}");
-    assert!(rig.run(&["logs", "node1"]).contains("kubelet.log"));
+    assert!(status.contains("node1's overlay") && status.contains("1 of 1 peers"), "{status}");
+    let logs = rig.run(&["logs", "node1"]);
+    assert!(logs.contains("kubelet.log") && logs.contains("edgeflanneld.log"), "{logs}");
 
     let mine = rig.processes();
     assert!(mine.len() > 10, "a rig of this name runs: {}", leaks::list(&mine));

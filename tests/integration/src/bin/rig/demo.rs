@@ -4,6 +4,7 @@ use crate::show::say;
 use anyhow::{Context, Result, ensure};
 use integration::apps::{WEB, web_and_agent};
 use integration::cluster::{Cluster, Pod};
+use integration::containerd;
 use integration::exec::wait_for;
 use integration::kubelet;
 use integration::tools;
@@ -48,19 +49,27 @@ pub fn run() -> Result<()> {
     say(format!("  another pod object, the same name: {} was {}, is {}", new.name, old.address, new.address));
     ensure!(new.address == old.address, "web-0 has another address");
     let before = cluster.pods()?;
+    let static_before = find(&before, "default/fixed-node1")?;
+    let neighbour = before.iter().find(|pod| pod.node == "node2" && pod.name.contains("/web-"));
+    let neighbour = neighbour.context("no web pod on node2")?;
+    let talk_before = Overlay::look(&cluster, &static_before.container, static_before, neighbour)?;
 
     step(
         "The plant loses its uplink. Then node1 loses its power: every process, link and namespace gone at once.",
     );
     cluster.cut("plant")?;
     cluster.node("node1")?.reboot()?;
-    step("node1 is on again. The cloud is still away.");
-    let static_before = find(&before, "default/fixed-node1")?;
+    step("node1 is on again: edgeflanneld, containerd, kubelet. The cloud is still away.");
     let node1 = cluster.node("node1")?.get()?.pod_when("fixed", |pod| {
         // The kubelet's first word is from before the power loss.
         !static_before.container.ends_with(&pod.container)
     })?;
     say(format!("  {} runs again at {}, with no API server", node1.name, node1.address));
+    let talk_during = Overlay::look(&cluster, &node1.container, static_before, neighbour)?;
+    say(format!(
+        "  it and {} on node2 reach each other again, through the overlay that node1 kept on its disk",
+        neighbour.name
+    ));
     let during = running(&cluster)?;
 
     step("The uplink is back.");
@@ -70,13 +79,58 @@ pub fn run() -> Result<()> {
         cluster.wait_pod_when(namespace, name, |pod| pod.container != old.container)?;
     }
     let after = cluster.pods()?;
+    let talk_after = Overlay::look(&cluster, &node1.container, static_before, neighbour)?;
 
     step("Every pod, before, while the cloud was away, and after:\n");
     let same = compare(&before, &during, &after);
+    say("");
+    let same = compare_overlays(&[talk_before, talk_during, talk_after]) && same;
     step("Done; the cluster is being removed.");
     cluster.down()?;
-    ensure!(same, "not every pod has its old address");
+    ensure!(same, "not everything is as it was");
     Ok(())
+}
+
+/// What can be seen of node1's overlay: whether pods on both sides reach each other through it, and its device's MAC.
+#[derive(PartialEq, Eq)]
+struct Overlay {
+    rows: Vec<(String, String)>,
+}
+
+impl Overlay {
+    /// `own` is a pod on node1, now in `container`; the other pod is on node2.
+    fn look(cluster: &Cluster, container: &str, own: &Pod, other: &Pod) -> Result<Self> {
+        let mut rows = Vec::new();
+        for (from, container, to) in [(own, container, other), (other, other.container.as_str(), own)] {
+            let node = cluster.get_node(&from.node)?;
+            let what = format!("{} asks {}", bare(&from.name), bare(&to.name));
+            let said =
+                wait_for(&what, STEP_LIMIT, || containerd::fetch(node, container, &to.address).map(Some))?;
+            let way = node.host.sh(&format!("ip route get {}", to.address))?;
+            let by = way.split_once(" dev ").and_then(|(_, rest)| rest.split(' ').next()).unwrap_or("?");
+            let answer = if said == bare(&to.name) { "answered" } else { "SOMEBODY ELSE" };
+            rows.push((what, format!("{answer}, {by}")));
+        }
+        let mac = cluster.get_node("node1")?.host.read("/sys/class/net/flannel.1/address")?;
+        rows.push(("MAC of flannel.1".to_owned(), mac.trim().to_owned()));
+        Ok(Self { rows })
+    }
+}
+
+fn bare(name: &str) -> &str {
+    name.trim_start_matches("default/")
+}
+
+/// The second table; true if nothing differs.
+fn compare_overlays(all: &[Overlay; 3]) -> bool {
+    let [before, during, after] = all;
+    say(format!("  {:<25} {:<20} {:<20} {:<20}", "node1's overlay", "before", "cloud away", "after"));
+    for ((what, before), (during, after)) in before.rows.iter().zip(during.rows.iter().zip(&after.rows)) {
+        let (during, after) = (&during.1, &after.1);
+        let word = if before == during && before == after { "same" } else { "ANOTHER" };
+        say(format!("  {what:<25} {before:<20} {during:<20} {after:<20} {word}"));
+    }
+    before == during && before == after
 }
 
 fn find<'a>(pods: &'a [Pod], name: &str) -> Result<&'a Pod> {
