@@ -71,7 +71,7 @@ struct Figures {
     warm: Vec<Duration>,
     /// The same, with the record and no API server.
     alone: Option<Duration>,
-    /// Resident memory now and at its peak, MiB.
+    /// Resident memory, MiB: with all peers there, and the most that it came to by the end of all updates.
     memory: (f64, f64),
     /// From a node's creation, answered, to its route.
     added: Vec<Duration>,
@@ -166,7 +166,7 @@ fn at(world: &World, sides: &mut [Side; 2], crowd: &mut Crowd, sizes: &Sizes) ->
     for (side, figures) in sides.iter().zip(&mut figures) {
         gauge::quiet(side.process()?);
         gauge::complete(&side.node.host, peers)?;
-        figures.memory = gauge::memory(side.process()?)?;
+        figures.memory.0 = gauge::memory(side.process()?, "VmRSS:")?;
     }
     added(sides, crowd, &mut figures)?;
     let cpu_of = |sides: &[Side; 2], act: &mut dyn FnMut() -> Result<()>| -> Result<[Duration; 2]> {
@@ -187,6 +187,7 @@ fn at(world: &World, sides: &mut [Side; 2], crowd: &mut Crowd, sizes: &Sizes) ->
         gauge::forwards_to(&side.node.host, &moved)?;
         figures[index].heartbeats = heartbeats[index];
         figures[index].changes = changes[index];
+        figures[index].memory.1 = gauge::memory(side.process()?, "VmHWM:")?;
         let deleted = Instant::now();
         side.node.sh("ip link del flannel.1");
         figures[index].healed = gauge::peers(&side.node.host, peers, deleted, limit(side))?;
@@ -221,7 +222,8 @@ fn added(sides: &[Side; 2], crowd: &mut Crowd, figures: &mut [Figures; 2]) -> Re
             });
         }
         crowd.remove()?;
-        sleep(Duration::from_millis(200));
+        // Each alone: edgeflanneld gathers what comes in quick succession, for half a second at most.
+        sleep(Duration::from_secs(1));
     }
     Ok(())
 }
@@ -248,7 +250,7 @@ fn show(nodes: u16, sizes: &Sizes, [ours, stock]: &[Figures; 2]) {
     row("start, no API server, s", whole(ours.alone), whole(stock.alone), Some((0.2, "s")));
     let memory = by_size([10.0, 12.0, 20.0]);
     row("memory, MiB", Some(ours.memory.0), Some(stock.memory.0), Some((memory, "MiB")));
-    row("memory, peak, MiB", Some(ours.memory.1), Some(stock.memory.1), None);
+    row("memory, peak after updates, MiB", Some(ours.memory.1), Some(stock.memory.1), None);
     row("node added to route, ms", Some(median(&ours.added)), Some(median(&stock.added)), None);
     let cpu = |time: Duration| Some(time.as_secs_f64());
     let goal = |seconds: f64| Some((seconds * f64::from(sizes.updates) / 1000.0, "s"));

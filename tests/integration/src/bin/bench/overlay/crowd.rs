@@ -57,9 +57,12 @@ impl<'a> Crowd<'a> {
 
     /// Nodes say that they are alive; nothing else about them changes.
     pub fn beat(&mut self, count: u16) -> Result<()> {
+        // Another day each time: what alters nothing is no event.
+        self.update += 1;
+        let day = self.update % 28 + 1;
         let beats: Vec<_> = (0..count)
             .map(|n| {
-                let time = format!("2026-01-01T{:02}:{:02}:00Z", n / 60 % 24, n % 60);
+                let time = format!("2026-02-{day:02}T{:02}:{:02}:00Z", n / 60 % 24, n % 60);
                 let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": time});
                 let path = format!("{}/status", path(n % self.len));
                 (path, json!({"status": {"conditions": [ready]}}))

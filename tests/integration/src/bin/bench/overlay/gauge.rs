@@ -77,14 +77,11 @@ pub fn quiet(process: i32) {
     }
 }
 
-/// Resident memory of a process, now and at its peak, in MiB.
-pub fn memory(process: i32) -> Result<(f64, f64)> {
+/// A field of a process's status, in MiB: `VmRSS:` is its memory now, `VmHWM:` its peak.
+pub fn memory(process: i32, field: &str) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let field = |name: &str| -> Result<f64> {
-        let line =
-            text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib / 1024.0)
-    };
-    Ok((field("VmRSS:")?, field("VmHWM:")?))
+    let value =
+        text.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
+    let kib: f64 = value.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
 }
