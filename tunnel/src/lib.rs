@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod audit;
 pub mod carrier;
+pub mod commands;
 pub mod config;
 pub mod connect;
 pub mod dial;

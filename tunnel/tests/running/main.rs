@@ -11,6 +11,7 @@
     reason = "a test may fail loudly"
 )]
 
+mod commands;
 mod common;
 mod cuts;
 mod far;
