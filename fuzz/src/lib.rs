@@ -7,7 +7,13 @@ use cni::{Environment, Error, NetConf, Request, Success, Version};
 use tunnel::{
     config::outbound,
     connect::{HEAD_LIMIT, Progress, Reader},
+    head,
     hello::{Answer, BODY_LIMIT, HEADER, Hello, body_length},
+    proxy::{
+        request::{self, METHODS, What},
+        response,
+    },
+    server_name::{self, Meant},
     target::Target,
 };
 
@@ -134,5 +140,51 @@ pub fn proxy_answer(data: &[u8]) {
         Ok(Some(length)) => assert!(length <= data.len()),
         Ok(None) => assert!(data.len() < outbound::ANSWER_LIMIT),
         Err(why) => assert!(why.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{why}"),
+    }
+}
+
+/// The first bytes of a connection to a node that nobody opens: a ClientHello, or plain HTTP. However they are cut, the
+/// same node is meant, and it gets every byte.
+pub fn client_hello(data: &[u8]) {
+    let read = |size| {
+        let mut reader = server_name::Reader::new();
+        let mut pushed = 0;
+        for piece in data.chunks(size) {
+            pushed += piece.len();
+            if let Some(Meant { name, bytes }) = reader.push(piece)? {
+                assert_eq!(bytes, data[..pushed]);
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    };
+    let whole = read(4096).map_err(|refusal: tunnel::refusal::Refusal| refusal.reason);
+    for size in [1, 7] {
+        assert_eq!(read(size).map_err(|refusal| refusal.reason), whole);
+    }
+    if let Ok(Some(name)) = whole {
+        assert_eq!(name.as_str().parse(), Ok(name));
+    }
+}
+
+/// What a scraper asks the proxy for, and what the target is told; then the same bytes as an answer of the target.
+pub fn proxy_request(data: &[u8]) {
+    let mut reader = head::Reader::new(METHODS);
+    if let Ok(Some(head)) = reader.push(data)
+        && let Ok(asked) = request::read(&head)
+        && let What::Page(page) = asked.what
+    {
+        // One head, in origin form, without a word about the connection to us.
+        let mut headers = [httparse::EMPTY_HEADER; 2 * head::HEADERS_LIMIT];
+        let mut request = httparse::Request::new(&mut headers);
+        assert_eq!(request.parse(&page), Ok(httparse::Status::Complete(page.len())));
+        assert!(request.path.is_some_and(|path| path.starts_with('/')));
+        let count =
+            |name: &str| request.headers.iter().filter(|it| it.name.eq_ignore_ascii_case(name)).count();
+        assert_eq!([count("proxy-authorization"), count("host"), count("connection")], [0, 1, 1]);
+    }
+    if let response::Seen::Head(length, written) = response::read(data) {
+        assert!(length <= data.len());
+        assert!(matches!(response::read(&written), response::Seen::Head(again, _) if again == written.len()));
     }
 }

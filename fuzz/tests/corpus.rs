@@ -53,3 +53,13 @@ fn hello() {
 fn proxy_answer() {
     replay("proxy_answer", fuzz::proxy_answer);
 }
+
+#[test]
+fn client_hello() {
+    replay("client_hello", fuzz::client_hello);
+}
+
+#[test]
+fn proxy_request() {
+    replay("proxy_request", fuzz::proxy_request);
+}

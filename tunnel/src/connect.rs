@@ -1,29 +1,12 @@
-//! The head of an HTTP/1 CONNECT: bytes as they come in, a request or a refusal out. Pure and bounded.
+//! The head of an HTTP/1 CONNECT: bytes as they come in, a request or a refusal out. Pure and bounded ([`head`]).
 //!
 //! kube-apiserver sends `CONNECT node1:10250 HTTP/1.1`, one constant `Host` header and an empty line, then waits for a
 //! status line that is exactly 200 and for nothing after it. Its header names no target, so only the request line does.
-//! Anyone else who reaches the listener may send anything: nothing here reads a byte twice, however small the pieces
-//! come, and a head is parsed (by httparse) once, when its end is seen. Garbage is refused at its first byte.
 
-use crate::{
-    audit::Escaped,
-    refusal::{Reason, Refusal},
-    target::Target,
-};
-use bytes::{Bytes, BytesMut};
+use crate::{head, refusal::Refusal, target::Target};
+use bytes::Bytes;
 
-/// The largest head, from the method to the empty line, bytes.
-pub const HEAD_LIMIT: usize = 16 * 1024;
-
-/// How many bytes to read at most at once before the 200: together with the rule that one read may hold both the end
-/// of the head and bytes after it, this bounds [`Request::early`].
-pub const READ_LIMIT: usize = 16 * 1024;
-
-/// How many headers a head may have.
-const HEADERS_LIMIT: usize = 100;
-
-/// The longest method that is read to its end, to name it in the refusal.
-const METHOD_LIMIT: usize = 24;
+pub use head::{HEAD_LIMIT, READ_LIMIT};
 
 /// The answer once the target's connection stands. Go's client refuses any other code and any byte after it.
 pub const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -49,127 +32,52 @@ pub enum Progress {
 }
 
 /// Collects a head.
-#[derive(Debug, Default)]
-pub struct Reader {
-    bytes: BytesMut,
-    /// Where the search for the head's end goes on.
-    searched: usize,
-    /// The method has been seen to its end, and is CONNECT.
-    connect: bool,
+pub struct Reader(head::Reader);
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Reader {
     /// A reader that has seen nothing.
     pub fn new() -> Self {
-        Self::default()
+        Self(head::Reader::new(&["CONNECT"]))
     }
 
     /// Takes the next bytes, at most [`READ_LIMIT`] of them.
     pub fn push(&mut self, bytes: &[u8]) -> Progress {
-        self.bytes.extend_from_slice(bytes);
-        match self.step() {
-            Ok(None) => Progress::More,
-            Ok(Some(request)) => Progress::Done(request),
+        let head = match self.0.push(bytes) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Progress::More,
+            Err(refusal) => return Progress::Refused(refusal),
+        };
+        match head::parse(&head.bytes, target) {
+            Ok(target) => Progress::Done(Request { target, early: head.early }),
             Err(refusal) => Progress::Refused(refusal),
         }
     }
 
     /// The request line as far as it came, escaped and cut short, for the audit line of a refusal.
     pub fn request_line(&self) -> String {
-        let line = self.bytes[..].split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
-        Escaped::new(&line[..line.len().min(200)]).to_string()
-    }
-
-    fn step(&mut self) -> Result<Option<Request>, Refusal> {
-        if !self.connect {
-            self.connect = method_is_connect(&self.bytes)?;
-        }
-        let end = self.end();
-        if end.unwrap_or(self.bytes.len()) > HEAD_LIMIT {
-            return Err(Reason::HeaderTooLarge.into());
-        }
-        let Some(end) = end else {
-            return Ok(None);
-        };
-        let target = parse(&self.bytes[..end])?;
-        let early = std::mem::take(&mut self.bytes).split_off(end).freeze();
-        Ok(Some(Request { target, early }))
-    }
-
-    /// Finds the empty line: where the head ends, that line included.
-    fn end(&mut self) -> Option<usize> {
-        while let Some(found) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') {
-            let next = self.searched + found + 1;
-            match self.bytes[next..] {
-                [b'\n', ..] => return Some(next + 1),
-                [b'\r', b'\n', ..] => return Some(next + 2),
-                // Not known yet: look at this line end again when more has come.
-                [] | [b'\r'] => {
-                    self.searched = next - 1;
-                    return None;
-                }
-                _ => self.searched = next,
-            }
-        }
-        self.searched = self.bytes.len();
-        None
+        self.0.request_line()
     }
 }
 
-/// Judges the method as early as it can be: TLS and other garbage need not wait for the end of a head.
-fn method_is_connect(bytes: &[u8]) -> Result<bool, Refusal> {
-    let length = bytes.iter().position(|&byte| !is_token(byte)).unwrap_or(bytes.len());
-    if length > METHOD_LIMIT {
-        return Err(Refusal::new(Reason::Malformed, "what came is not an HTTP request"));
-    }
-    match bytes.get(length) {
-        None => Ok(false),
-        Some(b' ') if &bytes[..length] == b"CONNECT" => Ok(true),
-        Some(b' ') if length > 0 => {
-            let method = Escaped::new(&bytes[..length]);
-            Err(Refusal::new(Reason::Method, format_args!("{method} is not understood here, only CONNECT")))
-        }
-        Some(0x16) if length == 0 => {
-            Err(Refusal::new(Reason::Malformed, "a TLS handshake came where HTTP was expected"))
-        }
-        Some(_) => Err(Refusal::new(Reason::Malformed, "what came is not an HTTP request")),
-    }
-}
-
-/// A letter of an HTTP token (RFC 9110, 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// Parses a whole head.
-fn parse(head: &[u8]) -> Result<Target, Refusal> {
-    let malformed = |why: &dyn std::fmt::Display| Refusal::new(Reason::Malformed, why);
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_LIMIT];
-    let mut request = httparse::Request::new(&mut headers);
-    match request.parse(head) {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return Err(malformed(&"the head does not end where its empty line is")),
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(Refusal::new(Reason::HeaderTooLarge, "more than 100 headers"));
-        }
-        Err(error) => return Err(malformed(&error)),
-    }
-    for header in request.headers.iter() {
-        // A CONNECT has no content (RFC 9110, 9.3.6): what follows belongs to the target, so a caller that
-        // means something else must not be left in that belief.
-        let content = header.name.eq_ignore_ascii_case("transfer-encoding")
-            || (header.name.eq_ignore_ascii_case("content-length") && header.value != b"0");
-        if content {
-            return Err(malformed(&"a CONNECT has no content"));
-        }
-    }
-    let target = request.path.unwrap_or_default();
-    Ok(Target::parse(target.as_bytes())?)
+/// What a CONNECT asks for.
+///
+/// # Errors
+/// When that is no target.
+pub fn target(request: &httparse::Request<'_, '_>) -> Result<Target, Refusal> {
+    head::no_content(request)?;
+    Ok(Target::parse(request.path.unwrap_or_default().as_bytes())?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::Escaped;
     use proptest::prelude::*;
 
     fn all_at_once(bytes: &[u8]) -> Progress {

@@ -1,32 +1,42 @@
 //! Where callers come in: one module per kind of listener, all in front of one [`gate::Gate`].
 //!
-//! [`serve`] is what they share: read a CONNECT, let the gate connect or refuse, say 200 only then, copy until the end,
-//! write the audit line. A caller that goes away meanwhile takes its dial with it.
+//! What they share: a handshake ([`shake_hands`]), a head that is read within a time ([`read_head`]), then
+//! [`connect_and_copy`]: let the gate connect or refuse, answer only then, copy until the end, write the audit line. A
+//! caller that goes away meanwhile takes its dial with it. [`serve`] is all of it for a plain CONNECT.
 
+pub mod answer;
 pub mod egress;
 pub mod gate;
+pub mod passthrough;
+pub mod proxy;
 
 use crate::{
     audit::{Audit, End},
     carrier::pipe::Lost,
     connect::{self, Progress, Request},
+    listen::Handshake,
     refusal::{Reason, Refusal},
     relay::{self, Cut, Meter, Socket},
-    target::Name,
+    target::{Name, Target},
+    tls::ServerTls,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use gate::{Account, Far, Gate};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use socket2::{SockRef, TcpKeepalive};
 use std::{future::Future, io, os::fd::AsFd, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     time::{Instant, timeout},
 };
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// A head that has not ended by then is closed.
 const HEAD: Duration = Duration::from_secs(10);
+
+/// A caller's machine that has vanished is noticed some time after this.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// How long, and for how many bytes, a refused caller is listened to, so that it gets to read its answer.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -69,99 +79,149 @@ impl Caller for TlsStream<TcpStream> {
     }
 }
 
-/// Serves one caller's connection from its first byte to its last.
-pub async fn serve<S: Caller>(mut socket: S, caller: Arc<str>, gate: Arc<Gate>) {
-    let start = Instant::now();
-    let mut shown = String::new();
-    let end = match gate.admit(&caller) {
-        Err(refusal) => Err((None, refusal)),
-        Ok(_slot) => {
-            let mut reader = connect::Reader::new();
-            match timeout(HEAD, read_head(&mut socket, &mut reader)).await {
-                // A head that never ends, a caller that says nothing or goes: there is nobody to tell.
-                Err(_) | Ok(None) => return,
-                Ok(Some(Err(refusal))) => {
-                    shown = reader.request_line();
-                    Err((None, refusal))
-                }
-                Ok(Some(Ok(request))) => {
-                    shown = request.target.to_string();
-                    match connect_and_copy(socket, request, &caller, &gate, start).await {
-                        Ok(()) => return,
-                        Err((back, node, refusal)) => {
-                            socket = back;
-                            Err((node, refusal))
-                        }
-                    }
-                }
-            }
-        }
-    };
-    let Err::<(), (Option<Name>, Refusal)>((node, refusal)) = end else { return };
-    gate.refused(refusal.reason);
-    let answer = refusal.response();
-    let end = End::Refused(refusal);
-    let (node, duration) = (node.as_ref().map(Name::as_str), start.elapsed());
-    Audit { caller: &caller, node, target: &shown, bytes_in: 0, bytes_out: 0, duration, end: &end }.write();
-    let _ = timeout(FAREWELL, farewell(&mut socket, &answer)).await;
+/// What a caller wants, as far as it concerns the connection to the target.
+struct Wish {
+    /// Where to.
+    target: Target,
+    /// Whether only nodes will do, and not a `--direct-cidr`.
+    only_nodes: bool,
+    /// What has come for the target, and may ride with the request for it.
+    early: Bytes,
+    /// What the caller hears once the target's connection stands.
+    told: &'static [u8],
+    /// What the target hears first.
+    first: Bytes,
 }
 
-/// Reads until the head has ended. None: the caller has gone.
-async fn read_head(
-    socket: &mut impl Caller,
-    reader: &mut connect::Reader,
-) -> Option<Result<Request, Refusal>> {
+/// What is known of a caller's connection, for the audit line.
+struct Visit<'a> {
+    gate: &'a Gate,
+    caller: &'a str,
+    start: Instant,
+}
+
+impl Visit<'_> {
+    /// Writes the audit line.
+    fn ended(&self, node: Option<&Name>, target: &str, (bytes_in, bytes_out): (u64, u64), end: &End) {
+        let (caller, node, duration) = (self.caller, node.map(Name::as_str), self.start.elapsed());
+        Audit { caller, node, target, bytes_in, bytes_out, duration, end }.write();
+    }
+
+    /// Counts a refusal and writes the audit line; gives the answer.
+    fn refused(&self, node: Option<&Name>, target: &str, refusal: Refusal) -> Vec<u8> {
+        self.gate.refused(refusal.reason);
+        let answer = refusal.response();
+        self.ended(node, target, (0, 0), &End::Refused(refusal));
+        answer
+    }
+
+    /// Serves one CONNECT. Gives the socket back with the answer to a refusal.
+    async fn served<S: Caller>(&self, mut socket: S) -> Option<(S, Vec<u8>)> {
+        let caller = self.caller.into();
+        let _slot = match self.gate.admit(&caller) {
+            Ok(slot) => slot,
+            Err(refusal) => return Some((socket, self.refused(None, "", refusal))),
+        };
+        let mut reader = connect::Reader::new();
+        let head = read_head(&mut socket, |bytes| match reader.push(bytes) {
+            Progress::More => Ok(None),
+            Progress::Done(request) => Ok(Some(request)),
+            Progress::Refused(refusal) => Err(refusal),
+        });
+        match timeout(HEAD, head).await {
+            // A head that never ends, a caller that says nothing or goes: there is nobody to tell.
+            Err(_) | Ok(None) => None,
+            Ok(Some(Err(refusal))) => Some((socket, self.refused(None, &reader.request_line(), refusal))),
+            Ok(Some(Ok(Request { target, early }))) => {
+                let (told, first) = (connect::ESTABLISHED, Bytes::new());
+                let wish = Wish { target, only_nodes: false, early, told, first };
+                connect_and_copy(socket, wish, self).await
+            }
+        }
+    }
+}
+
+/// The server's part of a TLS handshake, one of those in flight.
+///
+/// # Errors
+/// What [`crate::tls::explain`] puts into words.
+async fn shake_hands(
+    socket: TcpStream,
+    tls: &ServerTls,
+    handshake: &Handshake,
+) -> io::Result<TlsStream<TcpStream>> {
+    tune(&socket)?;
+    handshake.talks(&socket).await?;
+    TlsAcceptor::from(tls.get().config.clone()).accept(socket).await
+}
+
+/// A caller's socket as we like it.
+fn tune(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+}
+
+/// Serves one caller's connection from its first byte to its last.
+pub async fn serve<S: Caller>(socket: S, caller: Arc<str>, gate: Arc<Gate>) {
+    let visit = Visit { gate: &gate, caller: &caller, start: Instant::now() };
+    if let Some((mut socket, answer)) = visit.served(socket).await {
+        let _ = timeout(FAREWELL, farewell(&mut socket, &answer)).await;
+    }
+}
+
+/// Reads until `push` has made something of what came, or refuses it. None: the caller has gone.
+async fn read_head<T>(
+    socket: &mut (impl AsyncRead + Unpin),
+    mut push: impl FnMut(&[u8]) -> Result<Option<T>, Refusal>,
+) -> Option<Result<T, Refusal>> {
     loop {
         // Heads are small; nobody keeps a large buffer for slow ones.
         let mut buffer = [0; 2048];
         match socket.read(&mut buffer).await {
             Ok(0) | Err(_) => return None,
-            Ok(read) => match reader.push(&buffer[..read]) {
-                Progress::More => {}
-                Progress::Done(request) => return Some(Ok(request)),
-                Progress::Refused(refusal) => return Some(Err(refusal)),
+            Ok(read) => match push(&buffer[..read]).transpose() {
+                None => {}
+                decided => return decided,
             },
         }
     }
 }
 
-/// Connects, says 200, copies. Gives the socket back with a refusal.
-async fn connect_and_copy<S: Caller>(
-    mut socket: S,
-    request: Request,
-    caller: &str,
-    gate: &Arc<Gate>,
-    start: Instant,
-) -> Result<(), (S, Option<Name>, Refusal)> {
+/// Connects, tells the caller, copies. Gives the socket back with the answer to a refusal.
+async fn connect_and_copy<S: Caller>(mut socket: S, wish: Wish, visit: &Visit<'_>) -> Option<(S, Vec<u8>)> {
     let mut late = BytesMut::new();
-    let Request { target, early } = request;
+    let Wish { target, only_nodes, early, told, first } = wish;
+    let shown = target.to_string();
     let room = connect::READ_LIMIT.saturating_sub(early.len());
     let mut node = None;
+    let connecting = async {
+        if only_nodes {
+            return visit.gate.connect_to_node(&target, early.clone(), visit.start, &mut node).await;
+        }
+        visit.gate.connect(&target, early.clone(), visit.start, &mut node).await
+    };
     let connected = tokio::select! {
         biased;
-        connected = gate.connect(&target, early.clone(), start, &mut node) => connected,
+        connected = connecting => connected,
         () = goes_away(&mut socket, &mut late, room) => {
-            let end = End::Reset("caller");
-            let (node, target) = (node.as_ref().map(Name::as_str), &target.to_string());
-            Audit { caller, node, target, bytes_in: 0, bytes_out: 0, duration: start.elapsed(), end: &end }.write();
-            return Ok(());
+            visit.ended(node.as_ref(), &shown, (0, 0), &End::Reset("caller"));
+            return None;
         }
     };
     let (far, account) = match connected {
         Ok(connected) => connected,
-        Err(refusal) => return Err((socket, node, refusal)),
+        Err(refusal) => return Some((socket, visit.refused(node.as_ref(), &shown, refusal))),
     };
     let end = tokio::select! {
-        end = copy(socket, far, [early, late.freeze()], &account) => end,
-        () = gate.cut() => End::Reset("drain"),
+        end = copy(socket, far, told, [early, first, late.freeze()], &account) => end,
+        () = visit.gate.cut() => End::Reset("drain"),
     };
     if end == End::Reset("stalled") {
-        gate.refused(Reason::Stalled);
+        visit.gate.refused(Reason::Stalled);
     }
-    let (node, target) = (node.as_ref().map(Name::as_str), &target.to_string());
-    let (bytes_in, bytes_out) = account.bytes();
-    Audit { caller, node, target, bytes_in, bytes_out, duration: start.elapsed(), end: &end }.write();
-    Ok(())
+    visit.ended(node.as_ref(), &shown, account.bytes(), &end);
+    None
 }
 
 /// Ready when the caller has gone away; collects what it sends meanwhile, up to `room` bytes.
@@ -177,20 +237,29 @@ async fn goes_away(socket: &mut impl Caller, late: &mut BytesMut, room: usize) {
 }
 
 /// From the 200 to the end.
-async fn copy(mut socket: impl Caller, far: Far, before: [Bytes; 2], account: &Account) -> End {
-    let told = async {
-        socket.write_all(connect::ESTABLISHED).await?;
+async fn copy(
+    mut socket: impl Caller,
+    far: Far,
+    told: &[u8],
+    [early, first, late]: [Bytes; 3],
+    account: &Account,
+) -> End {
+    let tell = async {
+        socket.write_all(told).await?;
         socket.flush().await
     };
-    if told.await.is_err() {
+    if tell.await.is_err() {
         return End::Reset("caller");
     }
-    let [early, late] = before;
+    account.sent(early.len() + first.len() + late.len());
     let copied = match far {
         // What came early has gone out with the request.
         Far::Session(mut pipe) => {
-            account.sent(early.len() + late.len());
-            match pipe.send.send(late).await {
+            let sent = async {
+                pipe.send.send(first).await?;
+                pipe.send.send(late).await
+            };
+            match sent.await {
                 Ok(()) => relay::relay(socket, pipe, account).await,
                 Err(lost) => {
                     socket.reset();
@@ -199,9 +268,9 @@ async fn copy(mut socket: impl Caller, far: Far, before: [Bytes; 2], account: &A
             }
         }
         Far::Direct(mut far) => {
-            account.sent(early.len() + late.len());
             let sent = async {
                 far.write_all(&early).await?;
+                far.write_all(&first).await?;
                 far.write_all(&late).await
             };
             match sent.await {

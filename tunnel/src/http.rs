@@ -7,7 +7,7 @@ use crate::{
     listen::{Handshake, Handshakes},
     metrics::{self, Metrics},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -42,7 +42,7 @@ pub trait Status: Send + Sync + 'static {
 }
 
 /// /sessions: who is connected to this replica.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sessions {
     /// This replica.
     pub replica: String,
@@ -51,7 +51,7 @@ pub struct Sessions {
 }
 
 /// One agent's session.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Session {
     /// The node.
     pub node: String,

@@ -1,14 +1,15 @@
 //! `edge-tunnel`: reads the command line and runs what it names.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
 };
 use tunnel::{
     agent::Agent,
+    commands::{certs, doctor, sessions},
     config::{
         Cli, Command, LogFormat,
         agent::AgentArgs,
@@ -22,6 +23,11 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Server(args) => serve(&args),
         Command::Agent(args) => be_an_agent(&args),
+        Command::Doctor(args) => diagnose(&args),
+        Command::Sessions(args) => runtime(Builder::new_current_thread())
+            .and_then(|runtime| runtime.block_on(sessions::run(&args)))
+            .and_then(|text| print(&text)),
+        Command::Certs(args) => certs::run(&args).and_then(|text| print(&text)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,6 +60,20 @@ fn be_an_agent(args: &AgentArgs) -> Result<()> {
         agent.run(told_to_stop()?).await;
         Ok(())
     })
+}
+
+fn diagnose(args: &AgentArgs) -> Result<()> {
+    let config = args.check(|name| std::env::var(name).ok())?;
+    let going = doctor::run(&config);
+    let (text, all) = runtime(Builder::new_current_thread())?.block_on(going).map_err(anyhow::Error::msg)?;
+    print(&text)?;
+    ensure!(all, "not every step was passed");
+    Ok(())
+}
+
+/// Writes what a person asked for.
+fn print(text: &str) -> Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 fn runtime(mut builder: Builder) -> Result<Runtime> {

@@ -11,12 +11,15 @@ use crate::{
     frontend::{
         egress,
         gate::{Gate, Phase},
+        passthrough,
+        proxy::{self, Proxy},
     },
     hello::Id,
     http,
     listen::{self, Handshakes, UnixSocket},
     metrics::Metrics,
     nodes::{Nodes, file},
+    proxy::users::Users,
     sessions::Sessions,
     tls::{self, ServerTls},
 };
@@ -49,11 +52,21 @@ pub struct Server {
     agents: (TcpListener, Arc<ServerTls>),
     egress: Option<(TcpListener, Arc<ServerTls>)>,
     socket: Option<UnixSocket>,
+    scrapers: Option<Scrapers>,
+    passthrough: Vec<(TcpListener, u16)>,
     pages: TcpListener,
     nodes: watch::Sender<Arc<Nodes>>,
     phase: watch::Sender<Phase>,
     gate: Arc<Gate>,
     replica: Id,
+}
+
+/// The proxy's listeners.
+struct Scrapers {
+    tls: Option<(TcpListener, Arc<ServerTls>)>,
+    plain: Option<TcpListener>,
+    proxy: Arc<Proxy>,
+    users: PathBuf,
 }
 
 impl Server {
@@ -62,13 +75,13 @@ impl Server {
     /// # Errors
     /// The first that fails.
     pub fn bind(config: ServerConfig) -> io::Result<Self> {
-        let server_tls = |ca: &PathBuf, alpn| {
-            let tls = tls::server(config.pair.clone(), Some(ca.clone()), alpn);
+        let server_tls = |ca: Option<&PathBuf>, alpn| {
+            let tls = tls::server(config.pair.clone(), ca.cloned(), alpn);
             tls.map(Arc::new).map_err(io::Error::other)
         };
-        let agents = (listen::tcp(config.listen)?, server_tls(&config.agent_ca, true)?);
+        let agents = (listen::tcp(config.listen)?, server_tls(Some(&config.agent_ca), true)?);
         let egress = match &config.egress_listen {
-            Some((address, ca)) => Some((listen::tcp(*address)?, server_tls(ca, false)?)),
+            Some((address, ca)) => Some((listen::tcp(*address)?, server_tls(Some(ca), false)?)),
             None => None,
         };
         let socket = config.egress_socket.as_deref().map(listen::unix).transpose()?;
@@ -83,8 +96,26 @@ impl Server {
         let sessions = Arc::new(Sessions::default());
         let (direct, limits) = (config.direct.clone(), config.limits);
         let gate = Arc::new(Gate::new(known, sessions, direct, limits, metrics, phase.subscribe()));
+        let scrapers = match &config.proxy {
+            Some(proxy) => Some(Scrapers {
+                tls: match proxy.listen {
+                    Some(address) => Some((listen::tcp(address)?, server_tls(None, false)?)),
+                    None => None,
+                },
+                plain: proxy.plain_listen.map(listen::tcp).transpose()?,
+                proxy: Arc::new(Proxy {
+                    gate: gate.clone(),
+                    users: Users::open(proxy.users.clone()).map_err(io::Error::other)?,
+                }),
+                users: proxy.users.clone(),
+            }),
+            None => None,
+        };
+        let passthrough = config.passthrough.iter();
+        let passthrough = passthrough.map(|&(address, port)| Ok((listen::tcp(address)?, port)));
+        let passthrough = passthrough.collect::<io::Result<_>>()?;
         let replica = Id::random(&mut fastrand::Rng::new());
-        Ok(Self { config, agents, egress, socket, pages, nodes, phase, gate, replica })
+        Ok(Self { config, agents, egress, socket, scrapers, passthrough, pages, nodes, phase, gate, replica })
     }
 
     /// Where agents dial, when the port was left to the kernel.
@@ -98,6 +129,19 @@ impl Server {
     /// Where callers dial over TLS.
     pub fn egress_address(&self) -> Option<SocketAddr> {
         self.egress.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Where scrapers ask, over TLS and plainly.
+    pub fn proxy_addresses(&self) -> [Option<SocketAddr>; 2] {
+        let scrapers = self.scrapers.as_ref();
+        let tls = scrapers.and_then(|scrapers| scrapers.tls.as_ref()).map(|(listener, _)| listener);
+        let plain = scrapers.and_then(|scrapers| scrapers.plain.as_ref());
+        [tls, plain].map(|listener| listener?.local_addr().ok())
+    }
+
+    /// Where connections come in unopened, in the order of the configuration.
+    pub fn passthrough_addresses(&self) -> Vec<SocketAddr> {
+        self.passthrough.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect()
     }
 
     /// Where probes and people ask.
@@ -143,6 +187,15 @@ impl Server {
             let gate = gate.clone();
             tasks.spawn(async move { egress::unix(&socket, &gate).await });
         }
+        if let Some(scrapers) = self.scrapers {
+            scrapers.serve(&mut tasks, &gate.metrics, &self.config.pair.cert, cap);
+        }
+        for (listener, port) in self.passthrough {
+            let gate = gate.clone();
+            tasks.spawn(
+                async move { passthrough::listen(&listener, &Handshakes::new(cap), port, &gate).await },
+            );
+        }
         let (sessions, metrics, mut nodes) =
             (gate.sessions.clone(), gate.metrics.clone(), gate.nodes.clone());
         tasks.spawn(async move {
@@ -175,6 +228,23 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+impl Scrapers {
+    fn serve(self, tasks: &mut JoinSet<()>, metrics: &Arc<Metrics>, cert: &Path, cap: usize) {
+        let Self { tls, plain, proxy, users } = self;
+        if let Some((listener, tls)) = tls {
+            follow_files(tasks, &tls, metrics, cert);
+            let proxy = proxy.clone();
+            tasks.spawn(async move { proxy::tls(&listener, &Handshakes::new(cap), &tls, &proxy).await });
+        }
+        if let Some(listener) = plain {
+            let proxy = proxy.clone();
+            tasks.spawn(async move { proxy::plain(&listener, &Handshakes::new(cap), &proxy).await });
+        }
+        let metrics = metrics.clone();
+        tasks.spawn(async move { proxy.users.follow(|_| metrics.reload_failed(&users)).await });
     }
 }
 

@@ -214,7 +214,7 @@ impl From<NotATarget> for Refusal {
 }
 
 /// Digits only, no sign, no leading zero: one spelling for one port.
-pub(crate) fn parse_port(text: &[u8]) -> Option<u16> {
+pub fn parse_port(text: &[u8]) -> Option<u16> {
     if text.starts_with(b"0") || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }

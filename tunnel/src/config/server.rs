@@ -4,6 +4,8 @@ use super::{LogFormat, Mistakes, cap, certificates, duration, given, listen, pat
 use crate::{
     network::Network,
     nodes::{api::ApiSource, file, selector},
+    proxy::users::Users,
+    target::parse_port,
     tls::{self, KeyPair},
 };
 use clap::Args;
@@ -40,6 +42,23 @@ pub struct ServerArgs {
     /// HTTP CONNECT for kube-apiserver on a unix socket, guarded by its mode 0660
     #[arg(long, env = "EDGE_TUNNEL_EGRESS_SOCKET", value_name = "PATH")]
     egress_socket: Option<String>,
+    /// HTTP proxy for metrics-server and Prometheus over TLS, with users and passwords of --proxy-users
+    #[arg(long, env = "EDGE_TUNNEL_PROXY_LISTEN", value_name = "ADDR")]
+    proxy_listen: Option<String>,
+    /// The same without TLS, on a loopback address
+    #[arg(long, env = "EDGE_TUNNEL_PROXY_PLAIN_LISTEN", value_name = "ADDR")]
+    proxy_plain_listen: Option<String>,
+    /// Users as JSON: [{"name", "hash": "$2b$…" (htpasswd -B), "ports": [10250]}]; followed
+    #[arg(long, env = "EDGE_TUNNEL_PROXY_USERS", value_name = "FILE")]
+    proxy_users: Option<String>,
+    /// TLS by its server name, HTTP by its Host, unopened to this port of the node; only the cluster may reach it
+    #[arg(
+        long,
+        env = "EDGE_TUNNEL_PASSTHROUGH_LISTEN",
+        value_name = "IP:PORT=NODEPORT",
+        value_delimiter = ','
+    )]
+    passthrough_listen: Vec<String>,
     /// Where Nodes come from; without it and --nodes-file, the service account of the pod, if there is one
     #[arg(long, env = "EDGE_TUNNEL_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<String>,
@@ -90,6 +109,10 @@ pub struct ServerConfig {
     pub caller_names: Vec<String>,
     /// Where kube-apiserver calls on this machine.
     pub egress_socket: Option<PathBuf>,
+    /// The proxy for scrapers.
+    pub proxy: Option<ProxyConfig>,
+    /// Where connections to nodes come in unopened, and the port of the nodes that they go to.
+    pub passthrough: Vec<(SocketAddr, u16)>,
     /// Where nodes come from.
     pub nodes: NodeSource,
     /// What may be dialled from here.
@@ -100,6 +123,17 @@ pub struct ServerConfig {
     pub metrics_listen: SocketAddr,
     /// The log's form.
     pub log_format: LogFormat,
+}
+
+/// The proxy for scrapers.
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// Where it listens over TLS.
+    pub listen: Option<SocketAddr>,
+    /// Where it listens without, on loopback.
+    pub plain_listen: Option<SocketAddr>,
+    /// Who may ask.
+    pub users: PathBuf,
 }
 
 /// Where nodes come from.
@@ -165,14 +199,19 @@ impl ServerArgs {
         let nodes = self.node_source(in_pod, mistakes);
         let caller_names = mistakes.every("--caller-name", &self.caller_name, |text| Ok(text.to_owned()));
 
-        one_listener_each(
-            mistakes,
-            [
-                ("--listen", listen_at),
-                ("--egress-listen", egress_listen),
-                ("--metrics-listen", metrics_listen),
-            ],
-        );
+        let proxy = self.proxy(mistakes);
+        let passthrough = mistakes.every("--passthrough-listen", &self.passthrough_listen, passthrough);
+
+        let proxied = proxy.iter().flat_map(|proxy| {
+            [("--proxy-listen", proxy.listen), ("--proxy-plain-listen", proxy.plain_listen)]
+        });
+        let passed = passthrough.iter().map(|(address, _)| ("--passthrough-listen", Some(*address)));
+        let listeners = [
+            ("--listen", listen_at),
+            ("--egress-listen", egress_listen),
+            ("--metrics-listen", metrics_listen),
+        ];
+        one_listener_each(mistakes, listeners.into_iter().chain(proxied).chain(passed));
         if egress_listen.is_some() && caller_ca.is_none() {
             mistakes.add("--egress-listen needs --caller-ca: who may call?");
         }
@@ -203,6 +242,8 @@ impl ServerArgs {
             egress_listen,
             caller_names,
             egress_socket,
+            proxy,
+            passthrough,
             nodes: nodes?,
             direct,
             limits: Limits {
@@ -215,6 +256,30 @@ impl ServerArgs {
             metrics_listen: metrics_listen?,
             log_format: log_format?,
         })
+    }
+
+    fn proxy(&self, mistakes: &mut Mistakes) -> Option<ProxyConfig> {
+        let at = mistakes.optional("--proxy-listen", &self.proxy_listen, listen);
+        let plain =
+            mistakes.optional("--proxy-plain-listen", &self.proxy_plain_listen, |text| match listen(text)? {
+                address if address.ip().to_canonical().is_loopback() => Ok(address),
+                _ => {
+                    Err("passwords would be read on the way; only a loopback address, or --proxy-listen"
+                        .into())
+                }
+            });
+        let wanted = given(&self.proxy_listen).is_some() || given(&self.proxy_plain_listen).is_some();
+        let Some(users) = given(&self.proxy_users) else {
+            if wanted {
+                mistakes.add("--proxy-users is missing: who may use the proxy?");
+            }
+            return None;
+        };
+        if !wanted {
+            mistakes.add("--proxy-users needs --proxy-listen or --proxy-plain-listen");
+        }
+        mistakes.take(Users::open(users.into()))?;
+        Some(ProxyConfig { listen: at, plain_listen: plain, users: users.into() })
     }
 
     fn node_source(&self, in_pod: bool, mistakes: &mut Mistakes) -> Option<NodeSource> {
@@ -254,10 +319,20 @@ pub fn in_pod() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() && token.exists()
 }
 
+/// `IP:PORT=NODEPORT`
+fn passthrough(text: &str) -> Result<(SocketAddr, u16), String> {
+    let (address, port) = text.rsplit_once('=').ok_or("write IP:PORT=NODEPORT, such as :10250=10250")?;
+    let port = parse_port(port.as_bytes()).ok_or_else(|| format!("{port:?} is no port"))?;
+    Ok((listen(address)?, port))
+}
+
 /// Two flags with one address would leave one of them without a listener. Port 0 is a free port each time.
-fn one_listener_each<const N: usize>(mistakes: &mut Mistakes, listeners: [(&str, Option<SocketAddr>); N]) {
+fn one_listener_each<'a>(
+    mistakes: &mut Mistakes,
+    listeners: impl Iterator<Item = (&'a str, Option<SocketAddr>)>,
+) {
     let mut seen: Vec<(&str, SocketAddr)> = Vec::new();
-    for (flag, address) in listeners.into_iter().filter_map(|(flag, address)| Some((flag, address?))) {
+    for (flag, address) in listeners.filter_map(|(flag, address)| Some((flag, address?))) {
         if let Some((other, _)) = seen.iter().find(|(_, other)| *other == address && address.port() != 0) {
             mistakes.add(format_args!("{other} and {flag} are both {address}"));
         }

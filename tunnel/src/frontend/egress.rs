@@ -3,23 +3,19 @@
 //! Over TLS the caller is who its certificate says, once `--caller-name` has let it in; a node is never a caller. On
 //! the unix socket the file's mode decides who may connect, and the caller is `unix`.
 
-use super::{gate::Gate, serve};
+use super::{gate::Gate, serve, shake_hands};
 use crate::{
     audit::Escaped,
-    listen::{HANDSHAKE, Handshake, Handshakes, UnixSocket, accept},
+    listen::{HANDSHAKE, Handshakes, UnixSocket, accept},
     refusal::{Reason, Refusal},
     tls::{self, ServerTls, identity::Leaf},
 };
-use socket2::{SockRef, TcpKeepalive};
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-
-/// A caller's machine that has vanished is noticed some time after this.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+use tokio_rustls::server::TlsStream;
 
 /// The caller on the unix socket, as the audit line has it.
 const UNIX: &str = "unix";
@@ -44,7 +40,9 @@ pub async fn tls(
     let greet = |socket, remote, handshake| {
         let (tls, names, gate) = (tls.clone(), names.clone(), gate.clone());
         async move {
-            match timeout(HANDSHAKE, shake_hands(socket, &tls, handshake)).await {
+            let shaken = timeout(HANDSHAKE, shake_hands(socket, &tls, &handshake)).await;
+            drop(handshake);
+            match shaken {
                 Ok(Ok(stream)) => introduce(stream, remote, &names, gate).await,
                 Ok(Err(error)) => log::info!("caller at {remote}: {}", tls::explain(&error, "the caller")),
                 Err(_) => log::info!("caller at {remote}: no TLS handshake within {} s", HANDSHAKE.as_secs()),
@@ -52,22 +50,6 @@ pub async fn tls(
         }
     };
     handshakes.take_in(listener, greet).await;
-}
-
-/// The server's part of a TLS handshake, one of those in flight.
-///
-/// # Errors
-/// What [`tls::explain`] puts into words.
-async fn shake_hands(
-    socket: TcpStream,
-    tls: &ServerTls,
-    handshake: Handshake,
-) -> io::Result<TlsStream<TcpStream>> {
-    socket.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
-    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-    handshake.talks(&socket).await?;
-    TlsAcceptor::from(tls.get().config.clone()).accept(socket).await
 }
 
 async fn introduce(mut stream: TlsStream<TcpStream>, remote: SocketAddr, names: &[String], gate: Arc<Gate>) {

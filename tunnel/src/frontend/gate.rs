@@ -18,7 +18,7 @@ use crate::{
         Sessions,
         session::{Session, Stream},
     },
-    target::{Name, Target},
+    target::{Host, Name, Target},
 };
 use bytes::Bytes;
 use std::{
@@ -150,9 +150,50 @@ impl Gate {
         start: Instant,
         node: &mut Option<Name>,
     ) -> Result<(Far, Account), Refusal> {
-        // A hair less than was promised, so that the promise is kept on a busy machine too.
-        let deadline = start + self.limits.dial_timeout.mul_f32(0.98);
-        match self.decide(target, deadline).await? {
+        let deadline = self.deadline(start);
+        let way = self.decide(target, deadline).await?;
+        self.go(way, target, early, deadline, node).await
+    }
+
+    /// Connects to a node and to nothing else: for those who show neither certificate nor password.
+    ///
+    /// # Errors
+    /// As [`Gate::connect`]; `unknown-node` for whatever is no node's name.
+    pub async fn connect_to_node(
+        &self,
+        target: &Target,
+        early: Bytes,
+        start: Instant,
+        node: &mut Option<Name>,
+    ) -> Result<(Far, Account), Refusal> {
+        let way = self.to_node(target)?;
+        self.go(way, target, early, self.deadline(start), node).await
+    }
+
+    fn to_node(&self, target: &Target) -> Result<Way, Refusal> {
+        let nodes = self.nodes.borrow().clone();
+        let present = |node: &Name| self.sessions.present(node.as_str());
+        let way = Router { nodes: &nodes, direct: &[], present: &present }.route(target)?;
+        match (&target.host, way) {
+            (Host::Name(_), way @ (Way::Session { .. } | Way::Direct { node: Some(_), .. })) => Ok(way),
+            (host, _) => Err(Refusal::new(Reason::UnknownNode, format_args!("there is no node {host}"))),
+        }
+    }
+
+    /// A hair less than was promised, so that the promise is kept on a busy machine too.
+    fn deadline(&self, start: Instant) -> Instant {
+        start + self.limits.dial_timeout.mul_f32(0.98)
+    }
+
+    async fn go(
+        &self,
+        way: Way,
+        target: &Target,
+        early: Bytes,
+        deadline: Instant,
+        node: &mut Option<Name>,
+    ) -> Result<(Far, Account), Refusal> {
+        match way {
             Way::Session { node: name, ask } => {
                 *node = Some(name.clone());
                 self.through_agent(&name, &ask, early, deadline).await

@@ -55,6 +55,9 @@ pub struct Running {
     pub pages: SocketAddr,
     pub egress: Option<SocketAddr>,
     pub socket: PathBuf,
+    /// The proxy over TLS and plainly.
+    pub proxy: [Option<SocketAddr>; 2],
+    pub passthrough: Vec<SocketAddr>,
     pub gate: Arc<Gate>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<()>>,
@@ -99,20 +102,7 @@ impl Running {
 impl Running {
     /// A caller's TLS connection, with a certificate of this name.
     pub async fn caller(&self, pki: &Pki, name: &str) -> std::io::Result<CallerStream> {
-        let pair = pki.pair(name);
-        let chain = CertificateDer::pem_file_iter(&pair.cert).unwrap().map(Result::unwrap).collect();
-        let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(pki.ca("server")).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .unwrap();
-        let socket = TcpStream::connect(self.egress.unwrap()).await?;
-        TlsConnector::from(Arc::new(config)).connect("server.test".try_into().unwrap(), socket).await
+        tls_to(self.egress.unwrap(), pki, Some(name)).await
     }
 
     /// Whether the API server's certificate is refused in the handshake.
@@ -130,6 +120,27 @@ impl Running {
         let mut stream = self.caller(pki, "apiserver").await.unwrap();
         ask(&mut stream, target).await.map(|()| stream)
     }
+}
+
+/// TLS to one of the server's listeners, with the certificate of this name or with none.
+pub async fn tls_to(address: SocketAddr, pki: &Pki, name: Option<&str>) -> std::io::Result<CallerStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(pki.ca("server")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match name.map(|name| pki.pair(name)) {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let chain = CertificateDer::pem_file_iter(&pair.cert).unwrap().map(Result::unwrap).collect();
+            let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    let socket = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect("server.test".try_into().unwrap(), socket).await
 }
 
 pub type CallerStream = tokio_rustls::client::TlsStream<TcpStream>;
@@ -179,6 +190,8 @@ impl World {
             egress_listen: Some(("127.0.0.1:0".parse().unwrap(), self.pki.ca("caller"))),
             caller_names: Vec::new(),
             egress_socket: Some(self.dir.path().join("egress.sock")),
+            proxy: None,
+            passthrough: Vec::new(),
             nodes: NodeSource::None,
             direct: Vec::new(),
             limits: Limits {
@@ -203,9 +216,10 @@ impl World {
         let (agents, egress, gate) =
             (server.agents_address().unwrap(), server.egress_address(), server.gate());
         let pages = server.pages_address().unwrap();
+        let (proxy, passthrough) = (server.proxy_addresses(), server.passthrough_addresses());
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(server.run(async move { drop(stopped.await) }));
-        Running { agents, pages, egress, socket, gate, stop: Some(stop), task }
+        Running { agents, pages, egress, socket, proxy, passthrough, gate, stop: Some(stop), task }
     }
 
     /// The configuration of an agent of this node.

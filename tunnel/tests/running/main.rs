@@ -11,12 +11,15 @@
     reason = "a test may fail loudly"
 )]
 
+mod commands;
 mod common;
 mod cuts;
 mod far;
 mod identity;
 mod life;
+mod passthrough;
 mod refusals;
+mod scrapers;
 mod stalls;
 mod storm;
 mod through;

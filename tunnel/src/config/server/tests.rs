@@ -20,6 +20,7 @@ fn files() -> tempfile::TempDir {
     fs::write(dir.path().join("cert"), cert.pem()).unwrap();
     fs::write(dir.path().join("key"), key.serialize_pem()).unwrap();
     fs::write(dir.path().join("nodes"), "[]").unwrap();
+    fs::write(dir.path().join("users"), "[]").unwrap();
     dir
 }
 
@@ -128,4 +129,36 @@ fn flags_that_need_each_other() {
     assert!(
         check(dir.path(), &format!("{REQUIRED} --caller-ca @bundle")).unwrap_err().contains("--caller-name")
     );
+}
+
+#[test]
+fn scrapers_ways_in() {
+    let dir = files();
+    let line = format!(
+        "{REQUIRED} --proxy-listen :8080 --proxy-plain-listen [::1]:3128 --proxy-users @users \
+         --passthrough-listen 10.0.0.1:10250=10250,:9100=9101 --passthrough-listen [::1]:0=10255"
+    );
+    let config = check(dir.path(), &line).unwrap();
+    let proxy = config.proxy.unwrap();
+    assert_eq!(proxy.listen, Some("[::]:8080".parse().unwrap()));
+    assert_eq!(proxy.plain_listen, Some("[::1]:3128".parse().unwrap()));
+    assert_eq!(proxy.users, dir.path().join("users"));
+    let passthrough: Vec<_> = config.passthrough.iter().map(|(at, port)| format!("{at}={port}")).collect();
+    assert_eq!(passthrough, ["10.0.0.1:10250=10250", "[::]:9100=9101", "[::1]:0=10255"]);
+    for (flags, says) in [
+        ("--proxy-listen :8080", "--proxy-users is missing"),
+        ("--proxy-users @users", "--proxy-users needs --proxy-listen"),
+        ("--proxy-plain-listen :3128 --proxy-users @users", "loopback"),
+        ("--proxy-plain-listen 10.0.0.1:3128 --proxy-users @users", "loopback"),
+        ("--proxy-listen :8080 --proxy-users @nodes --proxy-plain-listen x", "--proxy-plain-listen \"x\""),
+        ("--proxy-listen :8080 --proxy-users @key", "key: "),
+        ("--proxy-listen :8443 --proxy-users @users", "--listen and --proxy-listen are both"),
+        ("--passthrough-listen :10250", "IP:PORT=NODEPORT"),
+        ("--passthrough-listen :10250=0", "no port"),
+        ("--passthrough-listen node1:10250=10250", "no address"),
+        ("--passthrough-listen :10250=1 --passthrough-listen :10250=2", "are both [::]:10250"),
+    ] {
+        let why = check(dir.path(), &format!("{REQUIRED} {flags}")).unwrap_err();
+        assert!(why.contains(says), "{flags}: {why}");
+    }
 }
