@@ -129,7 +129,7 @@ async fn read_head(
 async fn connect_and_copy<S: Caller>(
     mut socket: S,
     request: Request,
-    caller: &str,
+    caller: &Arc<str>,
     gate: &Arc<Gate>,
     start: Instant,
 ) -> Result<(), (S, Option<Name>, Refusal)> {
@@ -139,7 +139,7 @@ async fn connect_and_copy<S: Caller>(
     let mut node = None;
     let connected = tokio::select! {
         biased;
-        connected = gate.connect(&target, early.clone(), start, &mut node) => connected,
+        connected = gate.connect(caller, &target, early.clone(), start, &mut node) => connected,
         () = goes_away(&mut socket, &mut late, room) => {
             let end = End::Reset("caller");
             let (node, target) = (node.as_ref().map(Name::as_str), &target.to_string());
@@ -213,6 +213,11 @@ async fn copy(mut socket: impl Caller, far: Far, before: [Bytes; 2], account: &A
             }
         }
     };
+    end(copied)
+}
+
+/// How a stream ended whose copying ended so.
+pub fn end(copied: Result<(), Cut>) -> End {
     match copied {
         Ok(()) => End::Finished,
         Err(Cut::Socket) => End::Reset("caller"),

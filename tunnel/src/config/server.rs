@@ -2,16 +2,21 @@
 
 use super::{LogFormat, Mistakes, cap, certificates, duration, given, listen, path, wait};
 use crate::{
+    hello::Id,
     network::Network,
     nodes::{api::ApiSource, file, selector},
+    target::Target,
     tls::{self, KeyPair},
 };
 use clap::Args;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
+
+const NOT_AN_ID: &str = "no id; write 1 to 64 letters, digits, -, _ and .";
 
 /// The flags as written.
 #[derive(Debug, Clone, Default, Args)]
@@ -40,6 +45,24 @@ pub struct ServerArgs {
     /// HTTP CONNECT for kube-apiserver on a unix socket, guarded by its mode 0660
     #[arg(long, env = "EDGE_TUNNEL_EGRESS_SOCKET", value_name = "PATH")]
     egress_socket: Option<String>,
+    /// This replica's name in logs, /sessions and to agents; random without it
+    #[arg(long, env = "EDGE_TUNNEL_REPLICA_ID", value_name = "ID")]
+    replica_id: Option<String>,
+    /// Where other replicas dial
+    #[arg(long, env = "EDGE_TUNNEL_PEER_LISTEN", value_name = "ADDR")]
+    peer_listen: Option<String>,
+    /// The other replicas: HOST:PORT, or a name with an address for each; ourselves among them does no harm
+    #[arg(long, env = "EDGE_TUNNEL_PEERS", value_name = "HOST:PORT", value_delimiter = ',')]
+    peers: Vec<String>,
+    /// The CA of replicas' certificates (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_PEER_CA", value_name = "FILE")]
+    peer_ca: Option<String>,
+    /// The certificate shown to other replicas, for servers and clients; without it --tls-cert (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_PEER_CERT", value_name = "FILE")]
+    peer_cert: Option<String>,
+    /// Its key (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_PEER_KEY", value_name = "FILE")]
+    peer_key: Option<String>,
     /// Where Nodes come from; without it and --nodes-file, the service account of the pod, if there is one
     #[arg(long, env = "EDGE_TUNNEL_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<String>,
@@ -90,6 +113,10 @@ pub struct ServerConfig {
     pub caller_names: Vec<String>,
     /// Where kube-apiserver calls on this machine.
     pub egress_socket: Option<PathBuf>,
+    /// What this replica is called; none: anything.
+    pub replica: Option<Id>,
+    /// The other replicas, if there can be any.
+    pub peers: Option<PeerConfig>,
     /// Where nodes come from.
     pub nodes: NodeSource,
     /// What may be dialled from here.
@@ -100,6 +127,21 @@ pub struct ServerConfig {
     pub metrics_listen: SocketAddr,
     /// The log's form.
     pub log_format: LogFormat,
+}
+
+/// How to be one of several replicas.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// Where the others dial.
+    pub listen: SocketAddr,
+    /// Who they are.
+    pub peers: Vec<Target>,
+    /// The CA of their certificates.
+    pub ca: PathBuf,
+    /// Our certificate among them.
+    pub pair: KeyPair,
+    /// Names of which a replica's certificate must carry one: those of our own.
+    pub names: Arc<[String]>,
 }
 
 /// Where nodes come from.
@@ -163,6 +205,9 @@ impl ServerArgs {
             text.parse().map_err(|why| format!("write {why}"))
         });
         let nodes = self.node_source(in_pod, mistakes);
+        let replica = mistakes
+            .optional("--replica-id", &self.replica_id, |text| Id::parse(text).map_err(|_| NOT_AN_ID.into()));
+        let peer_listen = mistakes.optional("--peer-listen", &self.peer_listen, listen);
         let caller_names = mistakes.every("--caller-name", &self.caller_name, |text| Ok(text.to_owned()));
 
         one_listener_each(
@@ -170,6 +215,7 @@ impl ServerArgs {
             [
                 ("--listen", listen_at),
                 ("--egress-listen", egress_listen),
+                ("--peer-listen", peer_listen),
                 ("--metrics-listen", metrics_listen),
             ],
         );
@@ -192,6 +238,7 @@ impl ServerArgs {
         {
             mistakes.add("--caller-name is missing: --caller-ca and --agent-ca have a CA in common, which of its certificates may call?");
         }
+        let peers = self.peers(peer_listen, pair.as_ref(), mistakes);
         let egress_listen = match (egress_listen, caller_ca) {
             (Some(address), Some(ca)) => Some((address, ca)),
             _ => None,
@@ -203,6 +250,8 @@ impl ServerArgs {
             egress_listen,
             caller_names,
             egress_socket,
+            replica,
+            peers,
             nodes: nodes?,
             direct,
             limits: Limits {
@@ -215,6 +264,63 @@ impl ServerArgs {
             metrics_listen: metrics_listen?,
             log_format: log_format?,
         })
+    }
+
+    /// `--peer-…`; `pair` is the server's.
+    fn peers(
+        &self,
+        listen: Option<SocketAddr>,
+        pair: Option<&KeyPair>,
+        mistakes: &mut Mistakes,
+    ) -> Option<PeerConfig> {
+        let ca = mistakes.optional("--peer-ca", &self.peer_ca, path);
+        let peers =
+            mistakes.every("--peers", &self.peers, |text| text.parse().map_err(|why| format!("{why}")));
+        let (cert, key) = (given(&self.peer_cert), given(&self.peer_key));
+        if given(&self.peer_listen).is_none() {
+            let named = [
+                ("--peers", !self.peers.is_empty()),
+                ("--peer-ca", ca.is_some()),
+                ("--peer-cert", cert.is_some()),
+                ("--peer-key", key.is_some()),
+            ];
+            for (flag, _) in named.into_iter().filter(|(_, given)| *given) {
+                mistakes.add(format_args!("{flag} needs --peer-listen: where do the others dial?"));
+            }
+            return None;
+        }
+        if ca.is_none() {
+            mistakes.add("--peer-listen needs --peer-ca: who is a replica?");
+        }
+        let own = match (cert, key) {
+            (Some(cert), Some(key)) => mistakes.key_pair(Some(cert.into()), Some(key.into())),
+            (None, None) => pair.cloned(),
+            _ => {
+                mistakes.add("--peer-cert and --peer-key need each other");
+                None
+            }
+        };
+        let (own, ca) = (own?, ca?);
+        mistakes.take(certificates(&ca))?;
+        // The names of the server's certificate are ours as well as those of the one replicas share.
+        let leaves = [pair, Some(&own)].into_iter().flatten().map(|pair| tls::leaf(&pair.cert));
+        let leaves: Vec<_> = leaves.map(|leaf| mistakes.take(leaf)).collect::<Option<_>>()?;
+        let mut names: Vec<_> = leaves.iter().flat_map(|leaf| leaf.alternative_names.clone()).collect();
+        names.sort();
+        names.dedup();
+        let names: Arc<[String]> = names.into();
+        if leaves.last().is_some_and(|leaf| !leaf.client_auth) {
+            let cert = own.cert.display();
+            mistakes.add(format_args!(
+                "{cert}: replicas show this certificate as clients too, and its extended key usage lacks clientAuth"
+            ));
+        }
+        mistakes.take(tls::server(own.clone(), Some(ca.clone()), true))?;
+        mistakes.take(
+            tls::to_replicas(own.clone(), ca.clone(), names.clone())
+                .map_err(|why| format!("{}: {why}", own.cert.display())),
+        )?;
+        Some(PeerConfig { listen: listen?, peers, ca, pair: own, names })
     }
 
     fn node_source(&self, in_pod: bool, mistakes: &mut Mistakes) -> Option<NodeSource> {

@@ -14,9 +14,11 @@
 mod common;
 mod cuts;
 mod far;
+mod ha;
 mod identity;
 mod life;
 mod refusals;
+mod replicas;
 mod stalls;
 mod storm;
 mod through;
