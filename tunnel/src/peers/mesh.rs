@@ -235,7 +235,7 @@ impl Mesh {
         while let Some(bytes) = pipe.recv.recv().await.map_err(|lost| lost.to_string())? {
             pipe.recv.release(bytes.len());
             reader.push(&bytes);
-            while let Some(line) = reader.next().map_err(|why| why.to_string())? {
+            while let Some(line) = reader.line().map_err(|why| why.to_string())? {
                 if let news::Line::Node(node, holds) = &line {
                     holds.iter().for_each(|hold| self.sessions.see(node, hold));
                 }

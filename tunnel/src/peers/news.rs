@@ -130,7 +130,7 @@ impl Reader {
     ///
     /// # Errors
     /// What is wrong; nothing more can be read then.
-    pub fn next(&mut self) -> Result<Option<Line>, NotNews> {
+    pub fn line(&mut self) -> Result<Option<Line>, NotNews> {
         loop {
             let Some(found) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') else {
                 self.searched = self.bytes.len();
@@ -223,7 +223,7 @@ mod tests {
         let mut lines = Vec::new();
         for piece in bytes.chunks(pieces) {
             reader.push(piece);
-            while let Some(line) = reader.next()? {
+            while let Some(line) = reader.line()? {
                 lines.push(line);
             }
         }

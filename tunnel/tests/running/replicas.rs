@@ -54,7 +54,7 @@ pub struct Cloud {
 
 /// One replica's process.
 pub struct Replica {
-    child: Child,
+    pub child: Child,
     pub socket: PathBuf,
     pub log: PathBuf,
 }
