@@ -9,6 +9,7 @@ use tunnel::{
     connect::{HEAD_LIMIT, Progress, Reader},
     head,
     hello::{Answer, BODY_LIMIT, HEADER, Hello, body_length},
+    peers::news::{self, Line, NotNews},
     proxy::{
         request::{self, METHODS, What},
         response,
@@ -186,5 +187,28 @@ pub fn proxy_request(data: &[u8]) {
     if let response::Seen::Head(length, written) = response::read(data) {
         assert!(length <= data.len());
         assert!(matches!(response::read(&written), response::Seen::Head(again, _) if again == written.len()));
+    }
+}
+
+/// What one replica tells another. However it is cut, the lines are the same, and written again they are read again.
+pub fn news(data: &[u8]) {
+    let read = |size: usize| -> Result<Vec<Line>, NotNews> {
+        let mut reader = news::Reader::default();
+        let (mut lines, mut table) = (Vec::new(), news::Table::default());
+        for piece in data.chunks(size) {
+            reader.push(piece);
+            while let Some(line) = reader.line()? {
+                table.take(line.clone())?;
+                lines.push(line);
+            }
+        }
+        Ok(lines)
+    };
+    let whole = read(data.len().max(1));
+    assert_eq!(read(1), whole);
+    for line in whole.into_iter().flatten() {
+        let mut text = String::new();
+        line.write(&mut text);
+        assert_eq!(Line::read(text.trim_end_matches('\n').as_bytes()), Ok(Some(line)));
     }
 }

@@ -50,6 +50,11 @@ fn hello() {
 }
 
 #[test]
+fn news() {
+    replay("news", fuzz::news);
+}
+
+#[test]
 fn proxy_answer() {
     replay("proxy_answer", fuzz::proxy_answer);
 }

@@ -1,9 +1,9 @@
-//! The audit line: one per stream, written by the server when the stream ends.
+//! The audit line: one per stream, written by the server when the stream ends; where two replicas are on its way, both.
 //!
 //! It says who reached what through which node, and how that ended; never what was said. Bytes that came from outside
 //! are escaped, so that no caller writes a line of its own into the log.
 
-use crate::refusal::Refusal;
+use crate::{hello::Id, refusal::Refusal};
 use std::{fmt, time::Duration};
 
 /// Bytes from outside, shown as printable ASCII on one line: everything else as `\n`, `\t` or `\xNN`.
@@ -89,6 +89,11 @@ impl Audit<'_> {
     /// Writes the line, at level `info` and target `audit`.
     pub fn write(&self) {
         log::info!(target: "audit", "{self}");
+    }
+
+    /// Writes the line of a stream whose caller called another replica, which writes one too: its name comes last.
+    pub fn write_via(&self, replica: &Id) {
+        log::info!(target: "audit", "{self} via={replica}");
     }
 }
 

@@ -47,23 +47,32 @@ impl Kind {
     }
 }
 
-/// How long a connection may be silent before it is asked whether it is there. The agent waits longer, so that on an
-/// idle connection one side asks.
-pub const QUIET_SERVER: Duration = Duration::from_secs(10);
+/// How an end of a connection watches the path.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch {
+    /// How long it may be silent before it is asked whether it is there.
+    pub quiet: Duration,
+    /// Without a byte for this long the path is dead.
+    pub dead: Duration,
+}
 
-/// The same at the agent.
-pub const QUIET_AGENT: Duration = Duration::from_secs(13);
+/// The server's end of an agent's connection.
+pub const WATCH_SERVER: Watch = Watch { quiet: Duration::from_secs(10), dead: Duration::from_secs(25) };
 
-/// Without a byte for this long the path is dead.
-pub const DEAD: Duration = Duration::from_secs(25);
+/// The agent's end. It waits longer, so that on an idle connection one side asks.
+pub const WATCH_AGENT: Watch = Watch { quiet: Duration::from_secs(13), dead: Duration::from_secs(25) };
+
+/// Both ends between replicas, which are near each other. A replica that has been silent for some seconds gets no new
+/// dials ([`crate::peers::Peer::is_silent`]); streams that stand get longer.
+pub const WATCH_PEER: Watch = Watch { quiet: Duration::from_secs(1), dead: Duration::from_secs(15) };
 
 /// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// The other end closed it in order.
     Closed,
-    /// Nothing was heard for [`DEAD`].
-    Silent,
+    /// Nothing was heard for this long.
+    Silent(Duration),
     /// The socket or the protocol broke.
     Broken(String),
 }
@@ -72,7 +81,7 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed by the other end"),
-            Self::Silent => write!(f, "nothing heard for {} s", DEAD.as_secs()),
+            Self::Silent(time) => write!(f, "nothing heard for {} s", time.as_secs()),
             Self::Broken(why) => f.write_str(why),
         }
     }

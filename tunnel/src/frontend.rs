@@ -96,7 +96,7 @@ struct Wish {
 /// What is known of a caller's connection, for the audit line.
 struct Visit<'a> {
     gate: &'a Gate,
-    caller: &'a str,
+    caller: &'a Arc<str>,
     start: Instant,
 }
 
@@ -117,8 +117,7 @@ impl Visit<'_> {
 
     /// Serves one CONNECT. Gives the socket back with the answer to a refusal.
     async fn served<S: Caller>(&self, mut socket: S) -> Option<(S, Vec<u8>)> {
-        let caller = self.caller.into();
-        let _slot = match self.gate.admit(&caller) {
+        let _slot = match self.gate.admit(self.caller) {
             Ok(slot) => slot,
             Err(refusal) => return Some((socket, self.refused(None, "", refusal))),
         };
@@ -197,9 +196,12 @@ async fn connect_and_copy<S: Caller>(mut socket: S, wish: Wish, visit: &Visit<'_
     let mut node = None;
     let connecting = async {
         if only_nodes {
-            return visit.gate.connect_to_node(&target, early.clone(), visit.start, &mut node).await;
+            return visit
+                .gate
+                .connect_to_node(visit.caller, &target, early.clone(), visit.start, &mut node)
+                .await;
         }
-        visit.gate.connect(&target, early.clone(), visit.start, &mut node).await
+        visit.gate.connect(visit.caller, &target, early.clone(), visit.start, &mut node).await
     };
     let connected = tokio::select! {
         biased;
@@ -282,6 +284,11 @@ async fn copy(
             }
         }
     };
+    end(copied)
+}
+
+/// How a stream ended whose copying ended so.
+pub fn end(copied: Result<(), Cut>) -> End {
     match copied {
         Ok(()) => End::Finished,
         Err(Cut::Socket) => End::Reset("caller"),

@@ -169,6 +169,8 @@ pub enum Answer {
     Welcome {
         /// Which replica this is.
         replica: Id,
+        /// How many there are, as far as it knows.
+        replicas: usize,
     },
     /// The connection is closed after this.
     TurnedAway {
@@ -186,9 +188,12 @@ impl Answer {
     pub fn encode(&self) -> Vec<u8> {
         let version = VERSION.to_string();
         match self {
-            Self::Welcome { replica } => {
-                frame(&[("version", &version), ("replica", replica.as_str()), ("answer", "welcome")])
-            }
+            Self::Welcome { replica, replicas } => frame(&[
+                ("version", &version),
+                ("replica", replica.as_str()),
+                ("answer", "welcome"),
+                ("replicas", &replicas.to_string()),
+            ]),
             Self::TurnedAway { replica, why, sentence } => {
                 let mut sentence = Escaped::sentence(sentence).to_string();
                 sentence.truncate(SENTENCE_LIMIT);
@@ -213,7 +218,12 @@ impl Answer {
         let pairs = Pairs::new(body)?;
         let replica = Id::parse(pairs.required("replica")?)?;
         match pairs.required("answer")? {
-            "welcome" => pairs.version().map(|()| Self::Welcome { replica }),
+            "welcome" => {
+                pairs.version()?;
+                // One that does not say so is alone.
+                let replicas = pairs.get("replicas").map_or(Ok(1), |text| text.parse());
+                Ok(Self::Welcome { replica, replicas: replicas.map_err(|_| NotAHello::Value)? })
+            }
             other => {
                 let why = meaning(&TurnedAway::WORDS, other).unwrap_or(TurnedAway::NotReady);
                 let sentence = pairs.get("sentence").unwrap_or(other).to_owned();

@@ -7,7 +7,8 @@
 //! until both ends are done. The kubelet's TLS stays closed all the way: nothing here holds a
 //! credential a kubelet would accept.
 //!
-//! Reading order: `server`, `frontend::egress`, `route`, `sessions`, `carrier::h2`, `agent`, `relay`.
+//! Reading order: `server`, `frontend::egress`, `route`, `sessions`, `carrier::h2`, `agent`, `relay`; then `peers`,
+//! which makes one server of many.
 
 pub mod agent;
 pub mod audit;
@@ -25,6 +26,7 @@ pub mod logging;
 pub mod metrics;
 pub mod network;
 pub mod nodes;
+pub mod peers;
 pub mod policy;
 pub mod proxy;
 pub mod refusal;

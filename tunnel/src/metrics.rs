@@ -48,6 +48,8 @@ pub struct Metrics {
     refused: Family<Refused, Counter>,
     dial: Histogram,
     nodes: Gauge,
+    peers: Gauge,
+    forwarded: Counter,
     expiry: Family<File, Gauge>,
     broken: Family<File, Counter>,
     age: Gauge<f64, AtomicU64>,
@@ -61,6 +63,13 @@ impl Metrics {
         let mut metrics = Self::common("Agents with a session on this replica");
         let nodes = metrics.nodes.clone();
         metrics.registry.register("edge_tunnel_nodes", "Nodes that are known", nodes);
+        let (peers, forwarded) = (metrics.peers.clone(), metrics.forwarded.clone());
+        metrics.registry.register("edge_tunnel_peers", "Other replicas that are connected", peers);
+        metrics.registry.register(
+            "edge_tunnel_forwarded",
+            "Streams that were opened through another replica",
+            forwarded,
+        );
         metrics
     }
 
@@ -89,6 +98,8 @@ impl Metrics {
             refused: Family::default(),
             dial: Histogram::new(DIAL_BUCKETS),
             nodes: Gauge::default(),
+            peers: Gauge::default(),
+            forwarded: Counter::default(),
             expiry: Family::default(),
             broken: Family::default(),
             age: Gauge::default(),
@@ -133,6 +144,16 @@ impl Metrics {
     /// How many nodes are known.
     pub fn nodes(&self, count: usize) {
         self.nodes.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many other replicas are connected.
+    pub fn peers(&self, count: usize) {
+        self.peers.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A stream was opened through another replica.
+    pub fn forwarded(&self) {
+        self.forwarded.inc();
     }
 
     /// The agent has a session from now on, or has none any more. Said again it changes nothing.

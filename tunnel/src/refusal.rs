@@ -155,6 +155,13 @@ impl Refusal {
         if sentence.is_empty() { reason.into() } else { Self::new(reason, sentence) }
     }
 
+    /// What another replica said: anything this one could say itself. A word from a later version counts as
+    /// `unreachable`.
+    pub fn from_peer(word: &str, sentence: &str) -> Self {
+        let reason = Reason::from_word(word).unwrap_or(Reason::Unreachable);
+        if sentence.is_empty() { reason.into() } else { Self::new(reason, sentence) }
+    }
+
     /// The sentence: printable ASCII, at most 400 bytes, without the reason's word.
     pub fn sentence(&self) -> &str {
         &self.sentence

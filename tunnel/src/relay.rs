@@ -1,4 +1,4 @@
-//! Copies bytes both ways between a socket and a stream, until both directions are done or one breaks.
+//! Copies bytes both ways between a socket and a stream (or two of either), until both directions are done or one breaks.
 //!
 //! An end travels as an end: EOF becomes END_STREAM and back, each direction by itself. A break travels as a break: the
 //! stream is reset, the socket is closed with a reset, and whoever drops a relay half-way resets both, so that a
@@ -143,6 +143,60 @@ pub async fn splice<A: Socket, B: Socket>(a: A, b: B, meter: &impl Meter) -> Res
     a.done = true;
     b.done = true;
     Ok(())
+}
+
+/// Copies between two streams: a caller's, forwarded by another replica, and a node's.
+///
+/// # Errors
+/// [`Cut::Socket`] when the caller's broke, [`Cut::Stream`] when the node's did; both have been reset.
+pub async fn bridge(mut caller: Pipe, mut node: Pipe, meter: &impl Meter) -> Result<(), Cut> {
+    let result = tokio::try_join!(
+        through(&mut caller.recv, &mut node.send, |n| meter.sent(n), callers, Cut::Stream),
+        through(&mut node.recv, &mut caller.send, |n| meter.received(n), Cut::Stream, callers),
+    );
+    result.map(drop).inspect_err(|cut| {
+        let stalled = *cut == Cut::Stream(Lost::Stalled);
+        for pipe in [&mut caller, &mut node] {
+            pipe.reset(if stalled { pipe::STALLED } else { pipe::RESET });
+        }
+    })
+}
+
+/// What a caller's stream that was lost is to a relay. One whose reader stood still is that, wherever it stands.
+fn callers(lost: Lost) -> Cut {
+    if lost == Lost::Stalled { Cut::Stream(lost) } else { Cut::Socket }
+}
+
+async fn through(
+    from: &mut RecvHalf,
+    to: &mut SendHalf,
+    passed: impl Fn(usize),
+    from_broke: impl Fn(Lost) -> Cut,
+    to_broke: impl Fn(Lost) -> Cut,
+) -> Result<(), Cut> {
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            chunk = from.recv() => chunk.map_err(&from_broke)?,
+            lost = poll_fn(|cx| to.poll_lost(cx)) => return Err(to_broke(lost)),
+        };
+        let Some(chunk) = chunk else { return to.finish().map_err(to_broke) };
+        let length = chunk.len();
+        let sent = {
+            let mut sending = std::pin::pin!(to.send(chunk));
+            poll_fn(|cx| match sending.as_mut().poll(cx) {
+                Poll::Ready(sent) => Poll::Ready(sent.map_err(&to_broke)),
+                Poll::Pending => match from.stands_still(cx) {
+                    Ok(()) => Poll::Pending,
+                    Err(lost) => Poll::Ready(Err(from_broke(lost))),
+                },
+            })
+            .await
+        };
+        sent?;
+        passed(length);
+        from.release(length);
+    }
 }
 
 async fn between(

@@ -7,7 +7,8 @@ pub mod agents;
 pub mod status;
 
 use crate::{
-    config::server::{NodeSource, ServerConfig},
+    carrier::h2::peer::Introduction,
+    config::server::{NodeSource, PeerConfig, ServerConfig},
     frontend::{
         egress,
         gate::{Gate, Phase},
@@ -19,8 +20,9 @@ use crate::{
     listen::{self, Handshakes, UnixSocket},
     metrics::Metrics,
     nodes::{Nodes, file},
+    peers::{self, Peers, mesh::Mesh},
     proxy::users::Users,
-    sessions::Sessions,
+    sessions::{Sessions, session::Session},
     tls::{self, ServerTls},
 };
 use agents::Agents;
@@ -35,13 +37,16 @@ use std::{
 };
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 /// New dials are served for this long after SIGTERM, while others learn that we are going.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Replicas come and go together; agents are told once of what happens within this time.
+const COLLECT: Duration = Duration::from_millis(500);
 
 /// How long streams that are cut may take to reset their sockets.
 const CUT: Duration = Duration::from_secs(1);
@@ -54,11 +59,11 @@ pub struct Server {
     socket: Option<UnixSocket>,
     scrapers: Option<Scrapers>,
     passthrough: Vec<(TcpListener, u16)>,
+    peer_listener: Option<TcpListener>,
     pages: TcpListener,
     nodes: watch::Sender<Arc<Nodes>>,
     phase: watch::Sender<Phase>,
     gate: Arc<Gate>,
-    replica: Id,
 }
 
 /// The proxy's listeners.
@@ -85,6 +90,10 @@ impl Server {
             None => None,
         };
         let socket = config.egress_socket.as_deref().map(listen::unix).transpose()?;
+        let peer_listener = match &config.peers {
+            Some(peers) => Some(listen::tcp(peers.listen)?),
+            None => None,
+        };
         let pages = listen::tcp(config.metrics_listen)?;
         let first = match &config.nodes {
             NodeSource::None => Nodes::without_source(),
@@ -95,7 +104,13 @@ impl Server {
         let metrics = Arc::new(Metrics::server());
         let sessions = Arc::new(Sessions::default());
         let (direct, limits) = (config.direct.clone(), config.limits);
-        let gate = Arc::new(Gate::new(known, sessions, direct, limits, metrics, phase.subscribe()));
+        let mut random = fastrand::Rng::new();
+        let replica = config.replica.clone().unwrap_or_else(|| Id::random(&mut random));
+        let port =
+            peer_listener.as_ref().map_or(Ok(0), |listener| listener.local_addr().map(|at| at.port()))?;
+        let me = Introduction { replica, run: Id::random(&mut random), port };
+        let peers = Arc::new(Peers::new(me, config.peers.is_none(), metrics.clone()));
+        let gate = Arc::new(Gate::new(known, sessions, peers, direct, limits, metrics, phase.subscribe()));
         let scrapers = match &config.proxy {
             Some(proxy) => Some(Scrapers {
                 tls: match proxy.listen {
@@ -114,8 +129,19 @@ impl Server {
         let passthrough = config.passthrough.iter();
         let passthrough = passthrough.map(|&(address, port)| Ok((listen::tcp(address)?, port)));
         let passthrough = passthrough.collect::<io::Result<_>>()?;
-        let replica = Id::random(&mut fastrand::Rng::new());
-        Ok(Self { config, agents, egress, socket, scrapers, passthrough, pages, nodes, phase, gate, replica })
+        Ok(Self {
+            config,
+            agents,
+            egress,
+            socket,
+            scrapers,
+            passthrough,
+            peer_listener,
+            pages,
+            nodes,
+            phase,
+            gate,
+        })
     }
 
     /// Where agents dial, when the port was left to the kernel.
@@ -152,6 +178,11 @@ impl Server {
         self.pages.local_addr()
     }
 
+    /// Where other replicas dial.
+    pub fn peers_address(&self) -> Option<SocketAddr> {
+        self.peer_listener.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
     /// What the front ends share: who is connected, which nodes there are, what is counted.
     pub fn gate(&self) -> Arc<Gate> {
         self.gate.clone()
@@ -169,9 +200,9 @@ impl Server {
             sessions: gate.sessions.clone(),
             nodes: gate.nodes.clone(),
             metrics: gate.metrics.clone(),
-            replica: self.replica.clone(),
+            peers: gate.peers.clone(),
         });
-        let status = Arc::new(status::ServerStatus { gate: gate.clone(), replica: self.replica });
+        let status = Arc::new(status::ServerStatus { gate: gate.clone() });
         tasks.spawn(http::serve(self.pages, status));
         let (listener, tls) = self.agents;
         follow_files(&mut tasks, &tls, &gate.metrics, &self.config.pair.cert);
@@ -208,6 +239,9 @@ impl Server {
                 }
             }
         });
+        if let (Some(config), Some(listener)) = (self.config.peers, self.peer_listener) {
+            join(&mut tasks, gate, config, listener, cap)?;
+        }
         stop.await;
         drain(gate, &self.phase, self.config.limits.drain).await;
         Ok(())
@@ -248,6 +282,43 @@ impl Scrapers {
     }
 }
 
+/// Becomes one of several replicas.
+fn join(
+    tasks: &mut JoinSet<()>,
+    gate: &Arc<Gate>,
+    config: PeerConfig,
+    listener: TcpListener,
+    cap: usize,
+) -> io::Result<()> {
+    let PeerConfig { peers: names, ca, pair, names: ours, .. } = config;
+    let tls = tls::server(pair.clone(), Some(ca.clone()), true).map_err(io::Error::other)?;
+    let tls = Arc::new(tls);
+    follow_files(tasks, &tls, &gate.metrics, &pair.cert);
+    let out = Arc::new(tls::to_replicas(pair.clone(), ca, ours.clone()).map_err(io::Error::other)?);
+    let (back, who) = mpsc::channel(16);
+    let (peers, sessions) = (gate.peers.clone(), gate.sessions.clone());
+    let listen =
+        Arc::new(peers::listen::Listen { peers: peers.clone(), gate: gate.clone(), names: ours, back });
+    tasks.spawn(async move { listen.listen(&listener, &Handshakes::new(cap), &tls).await });
+    let mesh = Mesh { peers: peers.clone(), sessions: sessions.clone(), names, tls: out.clone() };
+    tasks.spawn(mesh.keep(who));
+    let (metrics, cert) = (gate.metrics.clone(), pair.cert);
+    tasks.spawn(async move { out.follow(|_| metrics.reload_failed(&cert)).await });
+    // Agents look for another replica when there is one more.
+    tasks.spawn(async move {
+        let mut replicas = peers.replicas();
+        while replicas.changed().await.is_ok() {
+            sleep(COLLECT).await;
+            let count = *replicas.borrow_and_update();
+            log::info!("{count} replicas");
+            let sessions = sessions.list();
+            let told = join_all(sessions.iter().map(|session| session.tell_replicas(count)));
+            let _ = timeout(GRACE, told).await;
+        }
+    });
+    Ok(())
+}
+
 /// Follows the files of a listener, and tells when its certificate expires.
 fn follow_files(tasks: &mut JoinSet<()>, tls: &Arc<ServerTls>, metrics: &Arc<Metrics>, cert: &Path) {
     let (tls, metrics, cert) = (tls.clone(), metrics.clone(), cert.to_owned());
@@ -273,15 +344,25 @@ async fn drain(gate: &Gate, phase: &watch::Sender<Phase>, most: Duration) {
     let sessions = gate.sessions.list();
     let told = join_all(sessions.iter().map(|session| session.ask_to_move()));
     let grace = Instant::now() + GRACE.min(most);
-    let _ = tokio::time::timeout_at(grace, told).await;
+    let _ = timeout_at(grace, told).await;
     sleep_until(grace).await;
+    let elsewhere = async || {
+        let stays = |session: &Arc<Session>| gate.peers.stays_elsewhere(&session.node, &session.instance);
+        while !gate.sessions.list().iter().all(stays) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if *gate.peers.replicas().borrow() > 1 {
+        // A load balancer with source affinity sends agents away only when it has noticed that we go.
+        let _ = timeout_at(deadline - most / 2, elsewhere()).await;
+    }
     phase.send_replace(Phase::Draining);
     let quiet = async || {
         while gate.is_busy() {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    if tokio::time::timeout_at(deadline, quiet()).await.is_err() {
+    if timeout_at(deadline, quiet()).await.is_err() {
         log::warn!("cutting the streams that are left");
         phase.send_replace(Phase::Cut);
         let _ = timeout(CUT, quiet()).await;

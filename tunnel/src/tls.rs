@@ -6,13 +6,14 @@
 //! There are no session tickets: a resumed session would skip the look at the certificate, and the whole handshake
 //! costs 0.15 ms.
 
+pub mod any_name;
 pub mod follow;
 pub mod identity;
 
 use follow::Followed;
 use rustls::{
     CertificateError, ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
@@ -105,6 +106,28 @@ pub fn server(pair: KeyPair, client_ca: Option<PathBuf>, alpn: bool) -> Result<S
 /// # Errors
 /// What is wrong with the files, each by its path.
 pub fn client(pair: KeyPair, server_ca: PathBuf) -> Result<ClientTls, String> {
+    way_out(pair, server_ca, |roots| Ok(verifier(roots)?))
+}
+
+/// Reads the files of the way to other replicas and follows them. The other end must come from `peer_ca` and carry one of
+/// `names`: addresses of replicas come and go and are in no certificate.
+///
+/// # Errors
+/// What is wrong with the files, each by its path.
+pub fn to_replicas(pair: KeyPair, peer_ca: PathBuf, names: Arc<[String]>) -> Result<ClientTls, String> {
+    way_out(pair, peer_ca, move |roots| Ok(Arc::new(any_name::AnyName::new(roots, &names)?)))
+}
+
+fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, String> {
+    let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+    builder.build().map_err(|error| error.to_string())
+}
+
+fn way_out(
+    pair: KeyPair,
+    server_ca: PathBuf,
+    verifier: impl Fn(RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, String> + Send + Sync + 'static,
+) -> Result<ClientTls, String> {
     let paths = vec![pair.cert.clone(), pair.key.clone(), server_ca.clone()];
     Followed::new(paths, move |files| {
         let (chain, key, leaf) = load_pair(&pair, &files[0], &files[1])?;
@@ -112,7 +135,8 @@ pub fn client(pair: KeyPair, server_ca: PathBuf) -> Result<ClientTls, String> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
+            .dangerous()
+            .with_custom_certificate_verifier(verifier(roots)?)
             .with_client_auth_cert(chain, key)
             .map_err(|error| format!("{}: {error}", pair.cert.display()))?;
         config.resumption = Resumption::disabled();
@@ -172,6 +196,16 @@ pub fn explain(error: &io::Error, peer: &str) -> String {
 
 fn clock() -> String {
     jiff::Timestamp::from_second(unix_now()).map_or_else(|_| "nonsense".into(), |now| now.to_string())
+}
+
+/// Reads the leaf of a certificate chain in a file.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn leaf(path: &Path) -> Result<identity::Leaf, String> {
+    let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let chain = load_certs(path, &pem)?;
+    identity::Leaf::parse(&chain[0]).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -2,7 +2,7 @@
 //!
 //! Everything happens in two network namespaces with a WAN between, made and removed here (root is needed). The relay
 //! is the floor: one TLS connection for every stream, 64 KiB copies, nothing else. Words on the command line choose
-//! parts: `throughput`, `wan`, `latency`, `memory`; `rounds=N`, `seconds=N`, `agents=N` change how long it takes.
+//! parts: `throughput`, `wan`, `latency`, `memory`, `ha`; `rounds=N`, `seconds=N`, `agents=N` change how long it takes.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +16,10 @@
 
 #[path = "../../tests/running/common.rs"]
 mod common;
+mod ha;
 mod peers;
+#[path = "../../tests/running/replicas.rs"]
+mod replicas;
 #[path = "../../tests/running/wan.rs"]
 mod wan;
 
@@ -75,6 +78,9 @@ fn main() {
         }
         if options.part("memory") {
             memory(&options).await;
+        }
+        if options.part("ha") {
+            ha::measure(&options).await;
         }
     });
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 const LEAST: Duration = Duration::from_millis(500);
 
 /// The most while the outage is young: a server that restarts is found again within ten seconds.
-const MOST_SHORT: Duration = Duration::from_secs(5);
+pub const MOST_SHORT: Duration = Duration::from_secs(5);
 
 /// The most after a long outage.
 const MOST: Duration = Duration::from_secs(30);
@@ -27,6 +27,16 @@ pub fn next(last: Duration, outage: Duration, random: &mut fastrand::Rng) -> Dur
     LEAST + (upper - LEAST).mul_f64(random.f64())
 }
 
+/// The wait before a connection that may come out on another replica, after `tries` that came out where we are already.
+/// The first come quickly: a load balancer that spreads needs a few. One with source affinity, or the only replica there
+/// is, is asked ever more rarely; `several`: there is reason to believe that there is another.
+pub fn elsewhere(tries: u32, several: bool, random: &mut fastrand::Rng) -> Duration {
+    const FIRST: f64 = 0.15;
+    const MOST: f64 = 600.0;
+    let seconds = if several { (FIRST * 1.6_f64.powi(tries.min(64) as i32)).min(MOST) } else { MOST };
+    Duration::from_secs_f64(seconds * (0.5 + random.f64()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +54,27 @@ mod tests {
                 prop_assert!(outage >= SHORT || last <= MOST_SHORT);
                 outage += last;
             }
+        }
+    }
+
+    /// Of two replicas behind a load balancer that throws a coin, one agent in 500 has not found the other after half
+    /// a minute; behind one that never sends us elsewhere we come a few times an hour.
+    #[test]
+    fn another_replica_is_looked_for_quickly_and_then_rarely() {
+        for seed in 0..100 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut time, mut tries) = (Duration::ZERO, 0);
+            while time < Duration::from_secs(30) {
+                time += elsewhere(tries, true, &mut random);
+                tries += 1;
+            }
+            assert!((8..16).contains(&tries), "{tries}");
+            while time < Duration::from_secs(3600) {
+                time += elsewhere(tries, true, &mut random);
+                tries += 1;
+            }
+            assert!(tries < 40, "{tries}");
+            assert!(elsewhere(0, false, &mut random) >= Duration::from_secs(300));
         }
     }
 

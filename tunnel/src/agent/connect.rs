@@ -30,6 +30,8 @@ pub struct Connected {
     pub stream: TlsStream<Link<TcpStream>>,
     /// Which replica is at the other end.
     pub replica: Id,
+    /// How many it knows of, itself among them.
+    pub replicas: usize,
     /// How long our certificate counts.
     pub not_after: i64,
 }
@@ -85,8 +87,8 @@ pub async fn connect(
             read_answer(&mut stream).await
         };
         match said.await {
-            Ok(Answer::Welcome { replica }) => {
-                Ok(Connected { stream, replica, not_after: client.leaf.not_after })
+            Ok(Answer::Welcome { replica, replicas }) => {
+                Ok(Connected { stream, replica, replicas, not_after: client.leaf.not_after })
             }
             Ok(Answer::TurnedAway { why, sentence, .. }) => Err(Failure::TurnedAway(why, sentence)),
             // In TLS 1.3 a client hears only now that its certificate is not wanted.

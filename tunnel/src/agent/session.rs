@@ -3,7 +3,7 @@
 use super::{Dialler, connect::Connected};
 use crate::{
     carrier::{
-        Ended, Kind, QUIET_AGENT,
+        Ended, Kind, WATCH_AGENT,
         h2::{self, Incoming, Request},
         pipe::Mover,
     },
@@ -52,6 +52,8 @@ pub enum Wish {
     Extra,
     /// A session elsewhere.
     Move,
+    /// To know that there are this many replicas.
+    Replicas(usize),
 }
 
 /// One session: the streams on all its connections.
@@ -79,7 +81,7 @@ impl Session {
             }
         };
         let serve = |request| self.answer(request);
-        match h2::agent_side(connected.stream, heard, QUIET_AGENT, kind, leave, serve).await {
+        match h2::agent_side(connected.stream, heard, WATCH_AGENT, kind, leave, serve).await {
             Ok((_path, live)) => tokio::select! {
                 ended = live => ended,
                 () = crate::tls::expired(connected.not_after) => Ended::Broken("our certificate has expired".into()),
@@ -100,6 +102,7 @@ impl Session {
             // A full queue holds the same wish already.
             Request::Extra => drop(self.wishes.try_send(Wish::Extra)),
             Request::Move => drop(self.wishes.try_send(Wish::Move)),
+            Request::Replicas(count) => drop(self.wishes.try_send(Wish::Replicas(count))),
             Request::There => {}
         }
     }

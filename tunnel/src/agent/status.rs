@@ -18,12 +18,13 @@ impl Status for AgentStatus {
         &self.metrics
     }
 
-    /// With a session.
+    /// With a session, on whichever replica.
     fn ready(&self) -> Result<String, String> {
         let state = self.state.borrow();
-        match (&state.replica, self.metrics.session_age()) {
-            (Some(replica), Some(age)) => {
-                Ok(format!("session with replica {replica} for {} s", age.as_secs()))
+        match (&state.replicas[..], self.metrics.session_age()) {
+            (replicas @ [_, ..], Some(age)) => {
+                let names: Vec<_> = replicas.iter().map(|replica| replica.as_str()).collect();
+                Ok(format!("session with replica {} for {} s", names.join(" and "), age.as_secs()))
             }
             _ => Err(state.why_not.clone().unwrap_or_else(|| "no session yet".into())),
         }

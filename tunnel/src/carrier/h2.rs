@@ -1,15 +1,20 @@
 //! Streams over one HTTP/2 connection in reversed roles: the agent dialled, the server is the HTTP/2 client.
 //!
 //! So only the server can open streams, which is what is wanted, and HTTP/2 sees to it. One CONNECT whose `:authority`
-//! is the target is one TCP connection on the node; 200 says that it stands. Beside it there are three requests that
+//! is the target is one TCP connection on the node; 200 says that it stands. Beside it there are requests that
 //! carry nothing: [`Request::Continue`] moves a running stream here from another connection, [`Request::Extra`] asks
-//! for one more connection, [`Request::Move`] tells the agent that this server is going away.
+//! for one more connection, [`Request::Move`] tells the agent that this server is going away; [`Request::Replicas`]
+//! says how many servers there are to choose from.
 //!
-//! Both ends watch the path: after some quiet they ping, and without any byte for [`DEAD`] the connection is dropped.
-//! A dropped connection resets its streams; it never ends them.
+//! Both ends watch the path: after some quiet they ping, and without any byte for long ([`Watch`]) the connection is
+//! dropped. A dropped connection resets its streams; it never ends them.
+//!
+//! Between replicas it is the same wire with other requests: [`peer`].
+
+pub mod peer;
 
 use super::{
-    DEAD, Ended, Kind, STREAM_WINDOW,
+    Ended, Kind, STREAM_WINDOW, Watch,
     link::Heard,
     pipe::{Mover, Pipe, RESET},
     stall::Stalls,
@@ -41,6 +46,8 @@ use tokio::{
 const STREAM: &str = "etun-stream";
 /// How long the agent may take to dial, milliseconds.
 const PATIENCE: &str = "etun-patience-ms";
+/// How many replicas there are.
+const REPLICAS: &str = "etun-replicas";
 /// A refusal's reason word.
 const REASON: &str = "etun-reason";
 /// A refusal's sentence.
@@ -96,7 +103,7 @@ pub struct Opener {
 pub async fn server_side<T>(
     io: T,
     heard: Arc<Heard>,
-    quiet: Duration,
+    watch: Watch,
     kind: Kind,
 ) -> Result<(Opener, impl Future<Output = Ended>), h2::Error>
 where
@@ -127,7 +134,7 @@ where
             }
             Pin::new(&mut connection).poll(cx)
         });
-        watched(ends, pings, &heard, &path, &window, quiet).await
+        watched(ends, pings, &heard, &path, &window, watch).await
     };
     Ok((opener, live))
 }
@@ -143,6 +150,8 @@ pub enum Request {
     Extra,
     /// This server is going away: open a session elsewhere.
     Move,
+    /// There are this many replicas now.
+    Replicas(usize),
     /// Nothing: the server wants to know whether the agent is there.
     There,
 }
@@ -155,10 +164,30 @@ pub enum Request {
 pub async fn agent_side<T>(
     io: T,
     heard: Arc<Heard>,
-    quiet: Duration,
+    watch: Watch,
     kind: Kind,
     leave: impl Future<Output = ()>,
     mut serve: impl FnMut(Request),
+) -> Result<(Arc<Path>, impl Future<Output = Ended>), h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    answering_side(io, heard, watch, kind, leave, move |request, respond, path| {
+        if let Some(request) = understand(request, respond, path) {
+            serve(request);
+        }
+    })
+    .await
+}
+
+/// The end of a connection that does not open streams, whatever the requests mean.
+async fn answering_side<T>(
+    io: T,
+    heard: Arc<Heard>,
+    watch: Watch,
+    kind: Kind,
+    leave: impl Future<Output = ()>,
+    mut serve: impl FnMut(http::Request<RecvStream>, server::SendResponse<Bytes>, &Arc<Path>),
 ) -> Result<(Arc<Path>, impl Future<Output = Ended>), h2::Error>
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -194,9 +223,7 @@ where
                 loop {
                     match connection.poll_accept(cx) {
                         Poll::Ready(Some(Ok((request, respond)))) => {
-                            if let Some(request) = understand(request, respond, &path) {
-                                serve(request);
-                            }
+                            serve(request, respond, &path);
                         }
                         Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                         Poll::Ready(None) => return Poll::Ready(Ok(())),
@@ -204,7 +231,7 @@ where
                     }
                 }
             });
-            watched(ends, pings, &heard, &path, &window, quiet).await
+            watched(ends, pings, &heard, &path, &window, watch).await
         }
     };
     Ok((path, live))
@@ -227,11 +254,11 @@ async fn watched(
     heard: &Heard,
     path: &Path,
     window: &AtomicU32,
-    quiet: Duration,
+    watch: Watch,
 ) -> Ended {
     let pings = async {
         match pings {
-            Some(pings) => ask(pings, heard, path, window, quiet).await,
+            Some(pings) => ask(pings, heard, path, window, watch).await,
             None => std::future::pending().await,
         }
     };
@@ -243,8 +270,8 @@ async fn watched(
             Ok(()) => Ended::Closed,
             Err(error) => why_broken(&error),
         },
-        () = pings => Ended::Silent,
-        () = path.stalls.watch() => Ended::Silent,
+        () = pings => Ended::Silent(watch.dead),
+        () = path.stalls.watch() => Ended::Silent(watch.dead),
     }
 }
 
@@ -267,12 +294,12 @@ fn why_broken(error: &h2::Error) -> Ended {
 
 /// Pings: once at the beginning, to know the round trip, then whenever it has been quiet. Returns when the path is
 /// dead.
-async fn ask(mut pings: PingPong, heard: &Heard, path: &Path, window: &AtomicU32, quiet: Duration) {
-    let quiet = quiet.mul_f32(0.8 + 0.4 * fastrand::f32());
+async fn ask(mut pings: PingPong, heard: &Heard, path: &Path, window: &AtomicU32, watch: Watch) {
+    let quiet = watch.quiet.mul_f32(0.8 + 0.4 * fastrand::f32());
     let mut asked = pings.send_ping(Ping::opaque()).is_ok().then(Instant::now);
     let mut size = STREAM_WINDOW;
     loop {
-        let wake = heard.last() + if asked.is_some() { DEAD } else { quiet };
+        let wake = heard.last() + if asked.is_some() { watch.dead } else { quiet };
         let pong = poll_fn(|cx| if asked.is_some() { pings.poll_pong(cx) } else { Poll::Pending });
         tokio::select! {
             pong = pong => {
@@ -291,7 +318,7 @@ async fn ask(mut pings: PingPong, heard: &Heard, path: &Path, window: &AtomicU32
             }
             () = tokio::time::sleep_until(wake) => {
                 let silent = heard.last().elapsed();
-                if silent >= DEAD {
+                if silent >= watch.dead {
                     return;
                 }
                 if silent >= quiet && asked.is_none() {
@@ -315,19 +342,35 @@ impl Opener {
         patience: Duration,
         early: Bytes,
     ) -> Result<(Pipe, Mover), Refusal> {
+        let mut headers = HeaderMap::new();
+        headers.insert(HeaderName::from_static(STREAM), HeaderValue::from(stream));
+        self.connect(target, headers, patience, early, gone, Refusal::from_agent).await
+    }
+
+    /// A CONNECT with these headers. `refused` makes a refusal of the word and the sentence in the answer.
+    async fn connect(
+        &self,
+        target: &Target,
+        mut headers: HeaderMap,
+        patience: Duration,
+        early: Bytes,
+        gone: fn() -> Refusal,
+        refused: fn(&str, &str) -> Refusal,
+    ) -> Result<(Pipe, Mover), Refusal> {
         let mut request = http::Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = authority(target).ok_or(Reason::Malformed)?;
         let patience = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        request.headers_mut().insert(HeaderName::from_static(STREAM), HeaderValue::from(stream));
-        request.headers_mut().insert(HeaderName::from_static(PATIENCE), HeaderValue::from(patience));
+        headers.insert(HeaderName::from_static(PATIENCE), HeaderValue::from(patience));
+        *request.headers_mut() = headers;
         let (mut send, response) = self.request(request).await.map_err(|_| gone())?;
         if !early.is_empty() {
             send.send_data(early, false).map_err(|_| gone())?;
         }
         let response = response.await.map_err(|_| gone())?;
         if response.status() != StatusCode::OK {
-            return Err(refusal(response.headers()));
+            let text = |name| text(response.headers(), name).unwrap_or_default();
+            return Err(refused(text(REASON), text(SENTENCE)));
         }
         Ok(Pipe::new(send, response.into_body(), &self.path.stalls))
     }
@@ -374,8 +417,21 @@ impl Opener {
         self.tell("https://agent/there").await
     }
 
-    async fn tell(&self, uri: &'static str) -> Result<(), h2::Error> {
+    /// Tells the agent how many replicas there are.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn tell_replicas(&self, replicas: usize) -> Result<(), h2::Error> {
         let mut request = http::Request::new(());
+        request.headers_mut().insert(HeaderName::from_static(REPLICAS), HeaderValue::from(replicas));
+        self.post("https://agent/replicas", request).await
+    }
+
+    async fn tell(&self, uri: &'static str) -> Result<(), h2::Error> {
+        self.post(uri, http::Request::new(())).await
+    }
+
+    async fn post(&self, uri: &'static str, mut request: http::Request<()>) -> Result<(), h2::Error> {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::from_static(uri);
         let (_send, response) = self.request(request).await?;
@@ -403,10 +459,14 @@ fn authority(target: &Target) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-fn refusal(headers: &HeaderMap) -> Refusal {
-    let text =
-        |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
-    Refusal::from_agent(text(REASON), text(SENTENCE))
+/// A header's value, where it is text.
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A header's value, where it is a number.
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    text(headers, name)?.parse().ok()
 }
 
 /// A stream that the server wants to a target on this node.
@@ -484,10 +544,7 @@ fn understand(
     path: &Arc<Path>,
 ) -> Option<Request> {
     let (head, recv) = request.into_parts();
-    let number = |name| {
-        let value: &HeaderValue = head.headers.get(name)?;
-        value.to_str().ok()?.parse::<u64>().ok()
-    };
+    let number = |name| number(&head.headers, name);
     let path = path.clone();
     let understood = match (head.method, head.uri.path()) {
         (Method::CONNECT, _) => {
@@ -506,15 +563,22 @@ fn understand(
         },
         (Method::POST, "/extra") => Some(Request::Extra),
         (Method::POST, "/move") => Some(Request::Move),
+        (Method::POST, "/replicas") => {
+            number(REPLICAS).and_then(|replicas| usize::try_from(replicas).ok()).map(Request::Replicas)
+        }
         (Method::POST, "/there") => Some(Request::There),
         _ => None,
     };
-    let mut response = Response::new(());
-    if understood.is_none() {
-        *response.status_mut() = StatusCode::BAD_REQUEST;
-        let malformed = HeaderValue::from_static(Reason::Malformed.word());
-        response.headers_mut().insert(HeaderName::from_static(REASON), malformed);
-    }
+    let response = if understood.is_some() { Response::new(()) } else { malformed() };
     let _ = respond.send_response(response, true);
     understood
+}
+
+/// The answer to a request that is none of ours.
+fn malformed() -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let reason = HeaderValue::from_static(Reason::Malformed.word());
+    response.headers_mut().insert(HeaderName::from_static(REASON), reason);
+    response
 }

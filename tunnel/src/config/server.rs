@@ -2,18 +2,22 @@
 
 use super::{LogFormat, Mistakes, cap, certificates, duration, given, listen, path, wait};
 use crate::{
+    hello::Id,
     network::Network,
     nodes::{api::ApiSource, file, selector},
     proxy::users::Users,
-    target::parse_port,
+    target::{Target, parse_port},
     tls::{self, KeyPair},
 };
 use clap::Args;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
+
+const NOT_AN_ID: &str = "no id; write 1 to 64 letters, digits, -, _ and .";
 
 /// The flags as written.
 #[derive(Debug, Clone, Default, Args)]
@@ -59,6 +63,24 @@ pub struct ServerArgs {
         value_delimiter = ','
     )]
     passthrough_listen: Vec<String>,
+    /// This replica's name in logs, /sessions and to agents; random without it
+    #[arg(long, env = "EDGE_TUNNEL_REPLICA_ID", value_name = "ID")]
+    replica_id: Option<String>,
+    /// Where other replicas dial
+    #[arg(long, env = "EDGE_TUNNEL_PEER_LISTEN", value_name = "ADDR")]
+    peer_listen: Option<String>,
+    /// The other replicas: HOST:PORT, or a name with an address for each; ourselves among them does no harm
+    #[arg(long, env = "EDGE_TUNNEL_PEERS", value_name = "HOST:PORT", value_delimiter = ',')]
+    peers: Vec<String>,
+    /// The CA of replicas' certificates (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_PEER_CA", value_name = "FILE")]
+    peer_ca: Option<String>,
+    /// The certificate shown to other replicas, for servers and clients; without it --tls-cert (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_PEER_CERT", value_name = "FILE")]
+    peer_cert: Option<String>,
+    /// Its key (PEM)
+    #[arg(long, env = "EDGE_TUNNEL_PEER_KEY", value_name = "FILE")]
+    peer_key: Option<String>,
     /// Where Nodes come from; without it and --nodes-file, the service account of the pod, if there is one
     #[arg(long, env = "EDGE_TUNNEL_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<String>,
@@ -113,6 +135,10 @@ pub struct ServerConfig {
     pub proxy: Option<ProxyConfig>,
     /// Where connections to nodes come in unopened, and the port of the nodes that they go to.
     pub passthrough: Vec<(SocketAddr, u16)>,
+    /// What this replica is called; none: anything.
+    pub replica: Option<Id>,
+    /// The other replicas, if there can be any.
+    pub peers: Option<PeerConfig>,
     /// Where nodes come from.
     pub nodes: NodeSource,
     /// What may be dialled from here.
@@ -134,6 +160,21 @@ pub struct ProxyConfig {
     pub plain_listen: Option<SocketAddr>,
     /// Who may ask.
     pub users: PathBuf,
+}
+
+/// How to be one of several replicas.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// Where the others dial.
+    pub listen: SocketAddr,
+    /// Who they are.
+    pub peers: Vec<Target>,
+    /// The CA of their certificates.
+    pub ca: PathBuf,
+    /// Our certificate among them.
+    pub pair: KeyPair,
+    /// Names of which a replica's certificate must carry one: those of our own.
+    pub names: Arc<[String]>,
 }
 
 /// Where nodes come from.
@@ -197,6 +238,9 @@ impl ServerArgs {
             text.parse().map_err(|why| format!("write {why}"))
         });
         let nodes = self.node_source(in_pod, mistakes);
+        let replica = mistakes
+            .optional("--replica-id", &self.replica_id, |text| Id::parse(text).map_err(|_| NOT_AN_ID.into()));
+        let peer_listen = mistakes.optional("--peer-listen", &self.peer_listen, listen);
         let caller_names = mistakes.every("--caller-name", &self.caller_name, |text| Ok(text.to_owned()));
 
         let proxy = self.proxy(mistakes);
@@ -209,6 +253,7 @@ impl ServerArgs {
         let listeners = [
             ("--listen", listen_at),
             ("--egress-listen", egress_listen),
+            ("--peer-listen", peer_listen),
             ("--metrics-listen", metrics_listen),
         ];
         one_listener_each(mistakes, listeners.into_iter().chain(proxied).chain(passed));
@@ -231,6 +276,7 @@ impl ServerArgs {
         {
             mistakes.add("--caller-name is missing: --caller-ca and --agent-ca have a CA in common, which of its certificates may call?");
         }
+        let peers = self.peers(peer_listen, pair.as_ref(), mistakes);
         let egress_listen = match (egress_listen, caller_ca) {
             (Some(address), Some(ca)) => Some((address, ca)),
             _ => None,
@@ -244,6 +290,8 @@ impl ServerArgs {
             egress_socket,
             proxy,
             passthrough,
+            replica,
+            peers,
             nodes: nodes?,
             direct,
             limits: Limits {
@@ -280,6 +328,63 @@ impl ServerArgs {
         }
         mistakes.take(Users::open(users.into()))?;
         Some(ProxyConfig { listen: at, plain_listen: plain, users: users.into() })
+    }
+
+    /// `--peer-…`; `pair` is the server's.
+    fn peers(
+        &self,
+        listen: Option<SocketAddr>,
+        pair: Option<&KeyPair>,
+        mistakes: &mut Mistakes,
+    ) -> Option<PeerConfig> {
+        let ca = mistakes.optional("--peer-ca", &self.peer_ca, path);
+        let peers =
+            mistakes.every("--peers", &self.peers, |text| text.parse().map_err(|why| format!("{why}")));
+        let (cert, key) = (given(&self.peer_cert), given(&self.peer_key));
+        if given(&self.peer_listen).is_none() {
+            let named = [
+                ("--peers", !self.peers.is_empty()),
+                ("--peer-ca", ca.is_some()),
+                ("--peer-cert", cert.is_some()),
+                ("--peer-key", key.is_some()),
+            ];
+            for (flag, _) in named.into_iter().filter(|(_, given)| *given) {
+                mistakes.add(format_args!("{flag} needs --peer-listen: where do the others dial?"));
+            }
+            return None;
+        }
+        if ca.is_none() {
+            mistakes.add("--peer-listen needs --peer-ca: who is a replica?");
+        }
+        let own = match (cert, key) {
+            (Some(cert), Some(key)) => mistakes.key_pair(Some(cert.into()), Some(key.into())),
+            (None, None) => pair.cloned(),
+            _ => {
+                mistakes.add("--peer-cert and --peer-key need each other");
+                None
+            }
+        };
+        let (own, ca) = (own?, ca?);
+        mistakes.take(certificates(&ca))?;
+        // The names of the server's certificate are ours as well as those of the one replicas share.
+        let leaves = [pair, Some(&own)].into_iter().flatten().map(|pair| tls::leaf(&pair.cert));
+        let leaves: Vec<_> = leaves.map(|leaf| mistakes.take(leaf)).collect::<Option<_>>()?;
+        let mut names: Vec<_> = leaves.iter().flat_map(|leaf| leaf.alternative_names.clone()).collect();
+        names.sort();
+        names.dedup();
+        let names: Arc<[String]> = names.into();
+        if leaves.last().is_some_and(|leaf| !leaf.client_auth) {
+            let cert = own.cert.display();
+            mistakes.add(format_args!(
+                "{cert}: replicas show this certificate as clients too, and its extended key usage lacks clientAuth"
+            ));
+        }
+        mistakes.take(tls::server(own.clone(), Some(ca.clone()), true))?;
+        mistakes.take(
+            tls::to_replicas(own.clone(), ca.clone(), names.clone())
+                .map_err(|why| format!("{}: {why}", own.cert.display())),
+        )?;
+        Some(PeerConfig { listen: listen?, peers, ca, pair: own, names })
     }
 
     fn node_source(&self, in_pod: bool, mistakes: &mut Mistakes) -> Option<NodeSource> {

@@ -5,12 +5,16 @@
 //! apart.
 
 use crate::{
-    carrier::pipe::Pipe,
+    carrier::{h2::peer::Order, pipe::Pipe},
     config::server::Limits,
     dial,
     metrics::Metrics,
     network::Network,
     nodes::Current,
+    peers::{
+        Elsewhere, Peer, Peers,
+        choose::{self, Candidate, Fitness},
+    },
     refusal::{Reason, Refusal},
     relay::Meter,
     route::{Router, Way},
@@ -23,6 +27,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::HashMap,
+    future::Future,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -42,6 +47,8 @@ pub struct Gate {
     pub nodes: Current,
     /// Who is connected.
     pub sessions: Arc<Sessions>,
+    /// The other replicas, and who is connected there.
+    pub peers: Arc<Peers>,
     /// Networks that are dialled from here.
     pub direct: Vec<Network>,
     /// Bounds.
@@ -92,12 +99,13 @@ impl Gate {
     pub fn new(
         nodes: Current,
         sessions: Arc<Sessions>,
+        peers: Arc<Peers>,
         direct: Vec<Network>,
         limits: Limits,
         metrics: Arc<Metrics>,
         phase: watch::Receiver<Phase>,
     ) -> Self {
-        Self { nodes, sessions, direct, limits, metrics, phase, callers: Mutex::default() }
+        Self { nodes, sessions, peers, direct, limits, metrics, phase, callers: Mutex::default() }
     }
 
     /// Takes one of the caller's places.
@@ -139,12 +147,14 @@ impl Gate {
         }
     }
 
-    /// Connects to a target. `early` is sent along where there is a way to; `node` is told as soon as it is known.
+    /// Connects to a target for a caller. `early` is sent along where there is a way to; `node` is told as soon as it is
+    /// known.
     ///
     /// # Errors
     /// Why not, within the dial timeout of `start`.
     pub async fn connect(
         &self,
+        caller: &Arc<str>,
         target: &Target,
         early: Bytes,
         start: Instant,
@@ -152,7 +162,7 @@ impl Gate {
     ) -> Result<(Far, Account), Refusal> {
         let deadline = self.deadline(start);
         let way = self.decide(target, deadline).await?;
-        self.go(way, target, early, deadline, node).await
+        self.go(caller, way, target, early, deadline, node).await
     }
 
     /// Connects to a node and to nothing else: for those who show neither certificate nor password.
@@ -161,18 +171,19 @@ impl Gate {
     /// As [`Gate::connect`]; `unknown-node` for whatever is no node's name.
     pub async fn connect_to_node(
         &self,
+        caller: &Arc<str>,
         target: &Target,
         early: Bytes,
         start: Instant,
         node: &mut Option<Name>,
     ) -> Result<(Far, Account), Refusal> {
         let way = self.to_node(target)?;
-        self.go(way, target, early, self.deadline(start), node).await
+        self.go(caller, way, target, early, self.deadline(start), node).await
     }
 
     fn to_node(&self, target: &Target) -> Result<Way, Refusal> {
         let nodes = self.nodes.borrow().clone();
-        let present = |node: &Name| self.sessions.present(node.as_str());
+        let present = self.present();
         let way = Router { nodes: &nodes, direct: &[], present: &present }.route(target)?;
         match (&target.host, way) {
             (Host::Name(_), way @ (Way::Session { .. } | Way::Direct { node: Some(_), .. })) => Ok(way),
@@ -187,6 +198,7 @@ impl Gate {
 
     async fn go(
         &self,
+        caller: &Arc<str>,
         way: Way,
         target: &Target,
         early: Bytes,
@@ -196,7 +208,7 @@ impl Gate {
         match way {
             Way::Session { node: name, ask } => {
                 *node = Some(name.clone());
-                self.through_agent(&name, &ask, early, deadline).await
+                self.through_agent(caller, &name, &ask, early, deadline).await
             }
             Way::Direct { node: name, addresses } => {
                 node.clone_from(&name);
@@ -207,9 +219,14 @@ impl Gate {
         }
     }
 
+    /// Whether an agent of a node is connected, here or to another replica.
+    fn present(&self) -> impl Fn(&Name) -> bool {
+        |node| self.sessions.present(node.as_str()) || self.peers.present(node.as_str())
+    }
+
     async fn decide(&self, target: &Target, deadline: Instant) -> Result<Way, Refusal> {
         let nodes = self.nodes.borrow().clone();
-        let present = |node: &Name| self.sessions.present(node.as_str());
+        let present = self.present();
         let router = || Router { nodes: &nodes, direct: &self.direct, present: &present };
         let way = router().route(target)?;
         let Way::Resolve(name) = way else { return Ok(way) };
@@ -224,51 +241,109 @@ impl Gate {
         router().resolved(&name, target.port, &addresses)
     }
 
+    /// Tries the node's sessions, here and with other replicas, the best first. One that is lost or takes no new streams
+    /// is followed by the next; when none is left, by the one that its agent makes: with a renewed certificate it has
+    /// that within a few round trips.
     async fn through_agent(
         &self,
+        caller: &Arc<str>,
         node: &Name,
         ask: &Target,
         early: Bytes,
         deadline: Instant,
     ) -> Result<(Far, Account), Refusal> {
+        const WAIT: Duration = Duration::from_secs(2);
+        const LOOK: Duration = Duration::from_millis(20);
         let opening = Instant::now();
-        let mut session = self.sessions.newest(node.as_str()).ok_or_else(|| no_session(node))?;
+        let mut lost = no_session(node);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let on_the_way = session.round_trip().unwrap_or_default() * 2 + Duration::from_millis(200);
-            let patience = left.saturating_sub(on_the_way.min(left / 2));
-            let most = self.limits.max_streams_per_node;
-            match timeout_at(deadline, session.open(ask, most, patience, early.clone())).await {
-                Ok(Ok((pipe, stream))) => {
-                    self.metrics.dialled(opening.elapsed());
-                    return Ok((Far::Session(pipe), Account::new(Some(stream), &self.metrics)));
+            for way in self.ways(node) {
+                let opened = match &way {
+                    To::Session(session) => self.open(session, ask, early.clone(), deadline).await,
+                    To::Peer(other) => {
+                        let (node, instance) = (node.clone(), other.hold.instance.clone());
+                        let order = Order { node, instance, target: ask.clone(), caller: caller.clone() };
+                        self.forward(&other.peer, &order, early.clone(), deadline).await
+                    }
+                };
+                match opened {
+                    Ok((pipe, account)) => {
+                        self.metrics.dialled(opening.elapsed());
+                        return Ok((Far::Session(pipe), account));
+                    }
+                    // What went along may have arrived: then it is not said twice.
+                    Err(refusal) if way.may_be_followed(refusal.reason) && early.is_empty() => lost = refusal,
+                    Err(refusal) => return Err(refusal),
                 }
-                // What went along may have arrived: then it is not said twice.
-                Ok(Err(refusal)) if refusal.reason == Reason::NoSession && early.is_empty() => {
-                    session = self.successor(node, &session, deadline).await.ok_or(refusal)?;
+            }
+            if Instant::now() + LOOK > deadline.min(opening + WAIT) {
+                return Err(lost);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The node's sessions, the one to try first in front.
+    fn ways(&self, node: &Name) -> Vec<To> {
+        let here = self.sessions.of(node.as_str());
+        let elsewhere = self.peers.sessions(node.as_str());
+        let own = here.iter().map(|session| Candidate {
+            epoch: session.epoch(),
+            instance: &session.instance,
+            replica: &self.peers.me.replica,
+            here: true,
+            fitness: if session.is_leaving() { Fitness::Doubtful } else { Fitness::Good },
+        });
+        let others = elsewhere.iter().map(|other| Candidate {
+            epoch: other.hold.epoch,
+            instance: &other.hold.instance,
+            replica: &other.peer.who.replica,
+            here: false,
+            fitness: other.fitness,
+        });
+        let candidates: Vec<_> = own.chain(others).collect();
+        let order = choose::order(&candidates, &mut fastrand::Rng::new());
+        let mut ways: Vec<_> = here.iter().cloned().map(To::Session).map(Some).collect();
+        ways.extend(elsewhere.into_iter().map(|other| Some(To::Peer(other))));
+        order.into_iter().filter_map(|at| ways[at].take()).collect()
+    }
+
+    /// Opens a stream through a session of this replica.
+    ///
+    /// # Errors
+    /// `too-many`, what the agent says, `no-session` when it is lost or takes no new streams, `agent-timeout`.
+    pub async fn open(
+        &self,
+        session: &Arc<Session>,
+        ask: &Target,
+        early: Bytes,
+        deadline: Instant,
+    ) -> Result<(Pipe, Account), Refusal> {
+        let patience = patience(deadline, session.round_trip());
+        let most = self.limits.max_streams_per_node;
+        match answered(deadline, &session.node, session.open(ask, most, patience, early)).await {
+            Ok((pipe, stream)) => Ok((pipe, Account::new(Some(stream), &self.metrics))),
+            Err(refusal) => {
+                if refusal.reason == Reason::NoSession {
+                    self.sessions.changed(&session.node);
                 }
-                Ok(Err(refusal)) => return Err(refusal),
-                Err(_) => {
-                    let waited = left.as_secs_f32().round();
-                    let why = format_args!("the agent of node {node} did not answer within {waited} s");
-                    return Err(Refusal::new(Reason::AgentTimeout, why));
-                }
+                Err(refusal)
             }
         }
     }
 
-    /// The session that follows one that has just ended or takes no new streams: an agent with a renewed certificate
-    /// has its next one within a few round trips.
-    async fn successor(&self, node: &Name, old: &Arc<Session>, deadline: Instant) -> Option<Arc<Session>> {
-        const WAIT: Duration = Duration::from_secs(2);
-        let deadline = deadline.min(Instant::now() + WAIT);
-        while Instant::now() < deadline {
-            match self.sessions.newest(node.as_str()) {
-                Some(session) if !Arc::ptr_eq(&session, old) => return Some(session),
-                _ => sleep(Duration::from_millis(20)).await,
-            }
-        }
-        None
+    /// Has another replica open a stream.
+    async fn forward(
+        &self,
+        peer: &Peer,
+        order: &Order,
+        early: Bytes,
+        deadline: Instant,
+    ) -> Result<(Pipe, Account), Refusal> {
+        let patience = patience(deadline, peer.round_trip());
+        let pipe = answered(deadline, &order.node, peer.forward(order, patience, early)).await?;
+        self.metrics.forwarded();
+        Ok((pipe, Account::new(None, &self.metrics)))
     }
 
     async fn directly(
@@ -286,6 +361,47 @@ impl Gate {
             }
             Ok(Err(error)) => Err(dial::refusal(&error, target)),
             Err(_) => Err(Refusal::new(Reason::Timeout, format_args!("{target} did not answer"))),
+        }
+    }
+}
+
+/// Where a session is.
+enum To {
+    Session(Arc<Session>),
+    Peer(Elsewhere),
+}
+
+impl To {
+    /// Whether another way may be tried after this refusal: nothing has reached the node. A replica that goes away
+    /// refuses what others may serve.
+    fn may_be_followed(&self, reason: Reason) -> bool {
+        match self {
+            Self::Session(_) => reason == Reason::NoSession,
+            Self::Peer(_) => matches!(reason, Reason::NoSession | Reason::Draining),
+        }
+    }
+}
+
+/// How long the other end may try, so that its answer is here before the deadline.
+fn patience(deadline: Instant, round_trip: Option<Duration>) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let on_the_way = round_trip.unwrap_or_default() * 2 + Duration::from_millis(200);
+    left.saturating_sub(on_the_way.min(left / 2))
+}
+
+/// What is answered until the deadline.
+async fn answered<T>(
+    deadline: Instant,
+    node: &Name,
+    asked: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let waiting = Instant::now();
+    match timeout_at(deadline, asked).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let waited = waiting.elapsed().as_secs_f32().round();
+            let why = format_args!("the agent of node {node} did not answer within {waited} s");
+            Err(Refusal::new(Reason::AgentTimeout, why))
         }
     }
 }

@@ -81,7 +81,8 @@ impl Proxy {
     async fn serve<S: Caller>(&self, mut socket: S, handshake: Handshake) {
         let start = Instant::now();
         let mut reader = Reader::new(METHODS);
-        let nobody = Visit { gate: &self.gate, caller: SOMEBODY, start };
+        let somebody = SOMEBODY.into();
+        let nobody = Visit { gate: &self.gate, caller: &somebody, start };
         let asked = async {
             let asked = match read_head(&mut socket, |bytes| reader.push(bytes)).await? {
                 Ok(head) => request::read(&head),

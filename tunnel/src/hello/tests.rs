@@ -67,7 +67,7 @@ proptest! {
         let replica = Id::parse(&replica).unwrap();
         let answer = match TurnedAway::WORDS.get(which) {
             Some((why, _)) => Answer::TurnedAway { replica, why: *why, sentence },
-            None => Answer::Welcome { replica },
+            None => Answer::Welcome { replica, replicas: sentence.len() },
         };
         let frame = answer.encode();
         let heard = Answer::decode(body(&frame)).unwrap();

@@ -4,11 +4,12 @@
 //! with its certificate, with its node, or when the path is dead; a session ends with its first connection.
 
 use crate::{
-    carrier::{Kind, QUIET_SERVER, h2, link},
-    hello::{self, Answer, Hello, Id, NotAHello},
+    carrier::{Kind, WATCH_SERVER, h2, link},
+    hello::{self, Answer, Hello, NotAHello},
     listen::{HANDSHAKE, Handshake, Handshakes},
     metrics::Metrics,
     nodes::Current,
+    peers::Peers,
     sessions::{self, Admitted, Sessions, session::Session},
     target::Name,
     tls::{self, ServerTls, identity::Leaf},
@@ -31,8 +32,8 @@ pub struct Agents {
     pub nodes: Current,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Who we are.
-    pub replica: Id,
+    /// Who we are, and the other replicas.
+    pub peers: Arc<Peers>,
 }
 
 /// An agent that has been let in.
@@ -99,7 +100,10 @@ impl Agents {
                 match self.sessions.admit(&node, &hello, &nodes).await {
                     Ok(admitted) => Ok((node, not_after, hello, admitted)),
                     Err((why, sentence)) => {
-                        log::info!(
+                        // An agent that looks for another replica comes out here again and again.
+                        let usual = why == hello::TurnedAway::Duplicate;
+                        log::log!(
+                            if usual { log::Level::Debug } else { log::Level::Info },
                             "node {node} at {remote}: {} turned away: {sentence}",
                             sessions::shown(&hello)
                         );
@@ -108,10 +112,11 @@ impl Agents {
                 }
             }
         };
-        let replica = self.replica.clone();
+        let replica = self.peers.me.replica.clone();
         match decided {
             Ok((node, not_after, hello, admitted)) => {
-                stream.write_all(&Answer::Welcome { replica }.encode()).await?;
+                let replicas = *self.peers.replicas().borrow();
+                stream.write_all(&Answer::Welcome { replica, replicas }.encode()).await?;
                 stream.flush().await?;
                 Ok(Some(Guest { stream, remote, node, not_after, hello, admitted }))
             }
@@ -129,7 +134,7 @@ impl Agents {
         let Guest { stream, remote, node, not_after, hello, admitted } = guest;
         let heard = stream.get_ref().0.heard();
         let kind = if matches!(admitted, Admitted::Extra(_)) { Kind::Extra } else { Kind::First };
-        let (opener, live) = match h2::server_side(stream, heard, QUIET_SERVER, kind).await {
+        let (opener, live) = match h2::server_side(stream, heard, WATCH_SERVER, kind).await {
             Ok(connection) => connection,
             Err(error) => return log::info!("node {node} at {remote}: {error}"),
         };

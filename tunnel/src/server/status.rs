@@ -2,7 +2,6 @@
 
 use crate::{
     frontend::gate::{Gate, Phase},
-    hello::Id,
     http::{Session, Sessions, Status},
     metrics::Metrics,
     nodes::Source,
@@ -14,8 +13,6 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 pub struct ServerStatus {
     /// What the front ends share.
     pub gate: Arc<Gate>,
-    /// Who we are.
-    pub replica: Id,
 }
 
 impl Status for ServerStatus {
@@ -23,7 +20,7 @@ impl Status for ServerStatus {
         &self.gate.metrics
     }
 
-    /// Once the nodes are known; also without any agent; not while going away.
+    /// Once the nodes are known, and what other replicas have; also without any agent; not while going away.
     fn ready(&self) -> Result<String, String> {
         if self.gate.sessions.is_draining() || *self.gate.phase.borrow() >= Phase::Draining {
             return Err("draining".into());
@@ -31,12 +28,15 @@ impl Status for ServerStatus {
         if self.gate.nodes.borrow().source() == Source::Pending {
             return Err("the list of nodes has not been loaded yet".into());
         }
+        if !self.gate.peers.is_settled() {
+            return Err("other replicas have not told yet what they have".into());
+        }
         Ok(format!("{} sessions", self.gate.sessions.len()))
     }
 
     fn sessions(&self) -> Option<Sessions> {
         let sessions = self.gate.sessions.list().iter().map(|session| shown(session)).collect();
-        Some(Sessions { replica: self.replica.to_string(), sessions })
+        Some(Sessions { replica: self.gate.peers.me.replica.to_string(), sessions })
     }
 }
 

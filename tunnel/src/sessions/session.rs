@@ -11,6 +11,7 @@ use crate::{
         pipe::{Mover, Pipe},
     },
     hello::{Hello, Id},
+    peers::news::Hold,
     refusal::{Reason, Refusal},
     relay::Meter,
     target::{Name, Target},
@@ -61,6 +62,8 @@ pub struct Session {
     pub bytes_in: AtomicU64,
     /// Bytes from the node to callers.
     pub bytes_out: AtomicU64,
+    /// How old its agent is among the node's: the highest counts.
+    epoch: AtomicU64,
     start: Instant,
     next_stream: AtomicU64,
     /// Streams, those that are being opened too.
@@ -159,6 +162,7 @@ impl Session {
             since: SystemTime::now(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
             start: Instant::now(),
             next_stream: AtomicU64::new(1),
             count: Arc::default(),
@@ -183,6 +187,21 @@ impl Session {
     /// Whether its agent takes new streams, as far as is known.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Relaxed)
+    }
+
+    /// Its agent's age among the node's.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Raises that age; whether it was lower.
+    pub fn raise(&self, epoch: u64) -> bool {
+        self.epoch.fetch_max(epoch, Relaxed) < epoch
+    }
+
+    /// What other replicas are told of it.
+    pub fn hold(&self) -> Hold {
+        Hold { epoch: self.epoch(), instance: self.instance.clone() }
     }
 
     /// How many streams it has, those that are being opened too.
@@ -212,6 +231,13 @@ impl Session {
     pub async fn ask_to_move(&self) {
         if let Some(first) = self.first() {
             let _ = first.opener.ask_to_move().await;
+        }
+    }
+
+    /// Tells its agent how many replicas there are.
+    pub async fn tell_replicas(&self, replicas: usize) {
+        if let Some(first) = self.first() {
+            let _ = first.opener.tell_replicas(replicas).await;
         }
     }
 

@@ -37,6 +37,8 @@ pub enum NotThatOne {
     ANode(String),
     /// A caller that `--caller-name` does not list.
     NotListed(String),
+    /// No replica's: it carries none of our own names, or is a node's.
+    NotAReplica(String),
 }
 
 impl fmt::Display for NotThatOne {
@@ -51,6 +53,12 @@ impl fmt::Display for NotThatOne {
             }
             Self::ANode(name) => write!(f, "{name:?} is a node's certificate; nodes may not call"),
             Self::NotListed(name) => write!(f, "{name:?} is not among --caller-name"),
+            Self::NotAReplica(name) => {
+                write!(
+                    f,
+                    "the certificate of {name:?} is no replica's: it carries none of our own certificate's names"
+                )
+            }
         }
     }
 }
@@ -113,6 +121,15 @@ impl Leaf {
         } else {
             Err(NotThatOne::NotListed(self.shown()))
         }
+    }
+
+    /// Whether the holder is another replica: one that carries one of our own certificate's alternative names.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn replica(&self, ours: &[String]) -> Result<(), NotThatOne> {
+        let shares = self.alternative_names.iter().any(|name| ours.contains(name));
+        if shares && !self.is_nodes() { Ok(()) } else { Err(NotThatOne::NotAReplica(self.shown())) }
     }
 
     fn is_nodes(&self) -> bool {

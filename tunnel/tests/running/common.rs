@@ -33,7 +33,7 @@ use tunnel::{
         LogFormat,
         agent::AgentConfig,
         outbound::Outbound,
-        server::{Limits, NodeSource, ServerConfig},
+        server::{Limits, NodeSource, PeerConfig, ServerConfig},
     },
     frontend::gate::Gate,
     server::Server,
@@ -49,11 +49,23 @@ pub fn log() {
     let _ = env_logger::builder().is_test(true).try_init();
 }
 
+/// The TLS between replicas, with a certificate of this name.
+pub fn peer_config(world: &World, name: &str, peers: Vec<SocketAddr>) -> PeerConfig {
+    PeerConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        peers: peers.into_iter().map(Into::into).collect(),
+        ca: world.pki.ca("peer"),
+        pair: world.pki.pair(name),
+        names: vec!["server.test".to_owned()].into(),
+    }
+}
+
 /// A server in this process, and how to stop it.
 pub struct Running {
     pub agents: SocketAddr,
     pub pages: SocketAddr,
     pub egress: Option<SocketAddr>,
+    pub peers: Option<SocketAddr>,
     pub socket: PathBuf,
     /// The proxy over TLS and plainly.
     pub proxy: [Option<SocketAddr>; 2],
@@ -192,6 +204,8 @@ impl World {
             egress_socket: Some(self.dir.path().join("egress.sock")),
             proxy: None,
             passthrough: Vec::new(),
+            replica: None,
+            peers: None,
             nodes: NodeSource::None,
             direct: Vec::new(),
             limits: Limits {
@@ -217,9 +231,10 @@ impl World {
             (server.agents_address().unwrap(), server.egress_address(), server.gate());
         let pages = server.pages_address().unwrap();
         let (proxy, passthrough) = (server.proxy_addresses(), server.passthrough_addresses());
+        let peers = server.peers_address();
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(server.run(async move { drop(stopped.await) }));
-        Running { agents, pages, egress, socket, proxy, passthrough, gate, stop: Some(stop), task }
+        Running { agents, pages, egress, peers, socket, proxy, passthrough, gate, stop: Some(stop), task }
     }
 
     /// The configuration of an agent of this node.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::{Cli, Command};
 use clap::Parser;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair as Key};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair as Key};
 use std::fs;
 
 /// A directory with two CAs and a server's certificate.
@@ -96,6 +96,58 @@ fn every_mistake_is_reported() {
     ] {
         assert!(says.contains(mistake), "{mistake} is not in:\n{says}");
     }
+}
+
+#[test]
+fn replicas() {
+    let dir = files();
+    let issue = |name: &str, sans: &[&str], usages: &[ExtendedKeyUsagePurpose]| {
+        let key = Key::generate().unwrap();
+        let mut params =
+            CertificateParams::new(sans.iter().map(|san| (*san).to_owned()).collect::<Vec<_>>()).unwrap();
+        params.extended_key_usages = usages.to_vec();
+        fs::write(dir.path().join(name), params.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    };
+    let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    issue("peer", &["peers.example", "tunnel.example"], &both);
+    issue("server-only", &["tunnel.example"], &both[..1]);
+    issue("nameless", &[], &both);
+    let usual = "--peer-listen :9443 --peer-ca @agents";
+    let peers = "--replica-id edge-tunnel-0 --peers peers.example:9443,10.0.0.1:9443";
+    let config = check(dir.path(), &format!("{REQUIRED} {usual} {peers}")).unwrap();
+    assert_eq!(config.replica.unwrap().as_str(), "edge-tunnel-0");
+    let config = config.peers.unwrap();
+    assert_eq!((config.peers.len(), config.listen.port()), (2, 9443));
+    assert_eq!(config.pair.cert, dir.path().join("cert"), "the server's own");
+    assert_eq!(&config.names[..], ["tunnel.example"]);
+    let own = "--peer-cert @peer --peer-key @peer.key";
+    let config = check(dir.path(), &format!("{REQUIRED} {usual} {own}")).unwrap().peers.unwrap();
+    assert_eq!(config.pair.key, dir.path().join("peer.key"));
+    assert_eq!(&config.names[..], ["peers.example", "tunnel.example"]);
+    for (flags, mistake) in [
+        ("--peers a:1", "--peers needs --peer-listen"),
+        ("--peer-ca @agents", "--peer-ca needs --peer-listen"),
+        ("--peer-listen :9443", "--peer-listen needs --peer-ca"),
+        ("--peer-listen :9443 --peer-ca @none", "/none: No such file"),
+        ("--peer-listen :9443 --peer-ca @agents --peers a", "--peers \"a\""),
+        (
+            "--peer-listen :9443 --peer-ca @agents --peer-cert @peer",
+            "--peer-cert and --peer-key need each other",
+        ),
+        ("--peer-listen :8443 --peer-ca @agents", "--listen and --peer-listen are both"),
+        (
+            "--peer-listen :9443 --peer-ca @agents --peer-cert @server-only --peer-key @server-only.key",
+            "lacks clientAuth",
+        ),
+        ("--replica-id a/b", "--replica-id \"a/b\""),
+    ] {
+        let says = check(dir.path(), &format!("{REQUIRED} {flags}")).unwrap_err();
+        assert!(says.contains(mistake), "{flags}: {says}");
+    }
+    let nameless = REQUIRED.replace("@cert", "@nameless").replace("@key", "@nameless.key");
+    let says = check(dir.path(), &format!("{nameless} {usual}")).unwrap_err();
+    assert!(says.contains("no subjectAltName"), "{says}");
 }
 
 #[test]

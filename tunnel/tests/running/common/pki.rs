@@ -1,4 +1,4 @@
-//! A small public key infrastructure: three CAs (server, agent, caller) and leaves in files.
+//! A small public key infrastructure: CAs (server, agent, caller, peer, a foreign one) and leaves in files.
 
 use super::*;
 
@@ -15,6 +15,8 @@ pub struct Leaf<'a> {
     pub organization: Option<&'a str>,
     pub sans: &'a [&'a str],
     pub server: bool,
+    /// A server's that is a client's too: replicas show one certificate to each other.
+    pub replica: bool,
     /// Seconds from now.
     pub not_before: i64,
     pub not_after: i64,
@@ -22,7 +24,7 @@ pub struct Leaf<'a> {
 
 impl Pki {
     pub fn new(dir: &Path) -> Self {
-        let cas = ["server", "agent", "caller", "foreign"].map(|name| {
+        let cas = ["server", "agent", "caller", "peer", "foreign"].map(|name| {
             let mut params = CertificateParams::new(Vec::new()).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.distinguished_name = DistinguishedName::new();
@@ -34,12 +36,18 @@ impl Pki {
         let pki = Self { dir: dir.to_owned(), cas: cas.into() };
         let sans = &["server.test", "127.0.0.1", "::1", "10.0.0.1"];
         pki.issue("server", &Leaf { ca: "server", cn: "server", sans, server: true, ..pki.usual() });
+        pki.issue("peer", &pki.replica());
         pki.issue("apiserver", &Leaf { ca: "caller", cn: "kube-apiserver", ..pki.usual() });
         pki
     }
 
     pub fn usual(&self) -> Leaf<'static> {
         Leaf { ca: "agent", cn: "nobody", not_before: -3600, not_after: 86_400, ..Leaf::default() }
+    }
+
+    /// The certificate that replicas share.
+    pub fn replica(&self) -> Leaf<'static> {
+        Leaf { ca: "peer", cn: "edge-tunnel", sans: &["server.test"], replica: true, ..self.usual() }
     }
 
     /// A node's certificate, as the cluster's CA makes it.
@@ -58,11 +66,11 @@ impl Pki {
         if let Some(organization) = leaf.organization {
             params.distinguished_name.push(DnType::OrganizationName, organization);
         }
-        params.extended_key_usages = vec![if leaf.server {
-            ExtendedKeyUsagePurpose::ServerAuth
-        } else {
-            ExtendedKeyUsagePurpose::ClientAuth
-        }];
+        params.extended_key_usages = match (leaf.server, leaf.replica) {
+            (_, true) => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            (true, false) => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            (false, false) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        };
         let at = |seconds: i64| {
             let now = SystemTime::now();
             let delta = Duration::from_secs(seconds.unsigned_abs());
