@@ -10,7 +10,7 @@ use crate::{
     dial,
     metrics::Metrics,
     network::Network,
-    nodes::Current,
+    nodes::{Current, Owner},
     refusal::{Reason, Refusal},
     relay::Meter,
     route::{Router, Way},
@@ -18,7 +18,7 @@ use crate::{
         Sessions,
         session::{Session, Stream},
     },
-    target::{Name, Target},
+    target::{Host, Name, Target},
 };
 use bytes::Bytes;
 use std::{
@@ -152,7 +152,11 @@ impl Gate {
     ) -> Result<(Far, Account), Refusal> {
         // A hair less than was promised, so that the promise is kept on a busy machine too.
         let deadline = start + self.limits.dial_timeout.mul_f32(0.98);
-        match self.decide(target, deadline).await? {
+        let way = self.decide(target, deadline).await;
+        if way.is_err() {
+            *node = self.whose(target);
+        }
+        match way? {
             Way::Session { node: name, ask } => {
                 *node = Some(name.clone());
                 self.through_agent(&name, &ask, early, deadline).await
@@ -163,6 +167,20 @@ impl Gate {
             }
             // Router::resolved answers with one of the other two.
             Way::Resolve(_) => Err(Reason::UnknownNode.into()),
+        }
+    }
+
+    /// The node that a target is on, for the audit line of a refusal: none when there is no such node, or more than one.
+    fn whose(&self, target: &Target) -> Option<Name> {
+        let nodes = self.nodes.borrow();
+        let named = match &target.host {
+            Host::Name(name) => nodes.named(name),
+            Host::Address(_) => None,
+        };
+        match nodes.edge(&target.host) {
+            _ if named.is_some() => named.map(|node| node.name.clone()),
+            Owner::One(node) => Some(node.name.clone()),
+            Owner::Nobody | Owner::Several(_) => None,
         }
     }
 

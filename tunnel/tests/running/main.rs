@@ -17,6 +17,7 @@ mod far;
 mod identity;
 mod life;
 mod refusals;
+mod soak;
 mod stalls;
 mod storm;
 mod through;
