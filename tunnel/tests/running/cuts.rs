@@ -15,7 +15,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
     sync::mpsc,
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -75,6 +75,40 @@ async fn a_caller_that_breaks_off_is_a_break_at_the_kubelet() {
 }
 
 /// konnectivity leaks these by the ten thousand.
+/// The story: a kubelet stopped reading in the middle of an upload, kubectl was killed, and the stream stayed for ever, since nobody looks at a
+/// socket while its bytes have nowhere to go.
+#[tokio::test]
+async fn a_caller_that_vanishes_behind_a_kubelet_that_does_not_read_is_noticed() {
+    let world = World::new();
+    let server = world.server();
+    let kubelet = serve(|socket| async move {
+        std::future::pending::<()>().await;
+        drop(socket);
+    })
+    .await;
+    let _agent = world.agent("node1", server.agents, kubelet);
+    server.sessions(1).await;
+    let session = server.gate.sessions.newest("node1").unwrap();
+    /// Writes until nothing is taken any more.
+    async fn fill(socket: &mut (impl tokio::io::AsyncWrite + Unpin)) {
+        let chunk = [7; 65536];
+        while timeout(Duration::from_millis(700), socket.write_all(&chunk)).await.is_ok() {}
+    }
+    let mut unix = server.connect("node1:10250").await.unwrap();
+    fill(&mut unix).await;
+    let mut tls = server.connect_tls(&world.pki, "node1:10250").await.unwrap();
+    fill(&mut tls).await;
+    assert_eq!(session.streams(), 2);
+    reset(tls.get_ref().0);
+    drop((unix, tls));
+    within(SOON, async {
+        while session.streams() > 0 || server.gate.is_busy() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_dial_that_its_caller_gave_up_is_cancelled_on_the_agent() {
     let world = World::new();

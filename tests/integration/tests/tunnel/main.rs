@@ -1,6 +1,11 @@
 //! kubectl against nodes that nobody can dial: a real kube-apiserver whose EgressSelectorConfiguration is the shipped one, `edge-tunnel server`
 //! beside it, an agent on each node behind a NAT, and the kubelets' own TLS from end to end.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail loudly, in its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test may fail loudly, in its helpers too, and says how long a copy took"
+)]
 
 mod kubectl;
 mod neighbours;
