@@ -22,9 +22,8 @@ use crate::{
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use gate::{Account, Far, Gate};
-use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::{SockRef, TcpKeepalive};
-use std::{future::Future, io, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -56,12 +55,7 @@ impl Caller for TcpStream {
 impl Caller for UnixStream {
     async fn hung_up(&mut self) {
         const LOOK: Duration = Duration::from_millis(250);
-        let gone = |socket: &Self| {
-            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
-            nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok()
-                && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
-        };
-        while !gone(self) {
+        while !relay::hung_up(self) {
             tokio::time::sleep(LOOK).await;
         }
     }

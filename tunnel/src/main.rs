@@ -80,14 +80,22 @@ fn runtime(mut builder: Builder) -> Result<Runtime> {
     Ok(builder.enable_all().build()?)
 }
 
-/// Ready at SIGTERM or SIGINT.
+/// Ready at SIGTERM or SIGINT. The next one ends the process at once: whoever sends it does not want to wait for `--drain`.
 fn told_to_stop() -> Result<impl Future<Output = ()>> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
-    Ok(async move {
+    let mut told = async move || {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
+    };
+    Ok(async move {
+        told().await;
+        tokio::spawn(async move {
+            told().await;
+            log::warn!("told to stop once more: the streams that are left are cut");
+            std::process::exit(1);
+        });
     })
 }

@@ -10,15 +10,20 @@
 use crate::carrier::pipe::{self, Lost, Pipe, RecvHalf, SendHalf};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::poll_fn;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::{
     cell::Cell,
     fmt, io,
+    os::fd::AsFd,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    time::sleep,
 };
 use tokio_rustls::server::TlsStream;
 
@@ -28,27 +33,53 @@ const CHUNK: usize = 64 << 10;
 /// From here on the buffer is given away rather than copied from.
 const LARGE: usize = 24 << 10;
 
+/// How often a socket is looked at whose stream takes nothing.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A socket at this end of a relay.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
     /// Closes so that the other end sees a reset, as far as the kind of socket can: takes effect when it is dropped.
     fn reset(&self);
+
+    /// Whether the other end has gone altogether, both halves of it. Asked for callers' sockets while their stream takes nothing, so that
+    /// who vanishes then is noticed; what a kubelet that has gone left behind is still passed on, and its socket says no.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 impl Socket for TcpStream {
     fn reset(&self) {
         // Fails only for a socket that is reset already.
-        let _ = socket2::SockRef::from(self).set_linger(Some(std::time::Duration::ZERO));
+        let _ = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 }
 
 impl Socket for UnixStream {
     fn reset(&self) {}
+
+    fn is_gone(&self) -> bool {
+        hung_up(self)
+    }
 }
 
 impl Socket for TlsStream<TcpStream> {
     fn reset(&self) {
         self.get_ref().0.reset();
     }
+
+    fn is_gone(&self) -> bool {
+        hung_up(&self.get_ref().0)
+    }
+}
+
+/// Whether the kernel knows that nobody is at the other end: a unix socket was closed there, TCP was reset (as the answer to a keepalive too, where
+/// a machine has closed its socket without a word that we could read). A half-close is not enough.
+pub fn hung_up(socket: &impl AsFd) -> bool {
+    // Nothing asked for: these two are always told.
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
 /// Told of every byte that has been passed on.
@@ -103,15 +134,56 @@ impl<S: Socket> Drop for Whole<S> {
     }
 }
 
+/// A socket that both directions use, and that is looked at meanwhile. All of them are one task: nobody waits for the lock.
+struct Shared<'a, S>(Mutex<&'a mut S>);
+
+impl<S: Socket> Shared<'_, S> {
+    fn with<T>(&self, poll: impl FnOnce(Pin<&mut S>) -> T) -> T {
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        poll(Pin::new(&mut **socket))
+    }
+
+    /// Ready when the other end has gone altogether.
+    async fn gone(&self) {
+        loop {
+            sleep(LOOK).await;
+            if self.with(|socket| socket.is_gone()) {
+                return;
+            }
+        }
+    }
+}
+
+impl<S: Socket> AsyncRead for &Shared<'_, S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.with(|socket| socket.poll_read(cx, buf))
+    }
+}
+
+impl<S: Socket> AsyncWrite for &Shared<'_, S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.with(|socket| socket.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|socket| socket.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|socket| socket.poll_shutdown(cx))
+    }
+}
+
 /// Copies between a socket and a stream.
 ///
 /// # Errors
 /// What broke; socket and stream have been reset.
 pub async fn relay<S: Socket>(socket: S, mut pipe: Pipe, meter: &impl Meter) -> Result<(), Cut> {
     let mut whole = Whole { socket, done: false };
-    let (mut reader, mut writer) = tokio::io::split(&mut whole.socket);
+    let socket = Shared(Mutex::new(&mut whole.socket));
+    let (mut reader, mut writer) = (&socket, &socket);
     let result = tokio::try_join!(
-        forward(&mut reader, &mut pipe.send, meter),
+        forward(&mut reader, &socket, &mut pipe.send, meter),
         backward(&mut pipe.recv, &mut writer, meter),
     );
     match result {
@@ -223,6 +295,7 @@ async fn between(
 
 async fn forward(
     reader: &mut (impl AsyncRead + Unpin),
+    socket: &Shared<'_, impl Socket>,
     send: &mut SendHalf,
     meter: &impl Meter,
 ) -> Result<(), Cut> {
@@ -238,7 +311,11 @@ async fn forward(
             return Ok(send.finish()?);
         }
         meter.sent(chunk.len());
-        send.send(chunk).await?;
+        tokio::select! {
+            biased;
+            sent = send.send(chunk) => sent?,
+            () = socket.gone() => return Err(Cut::Socket),
+        }
     }
 }
 

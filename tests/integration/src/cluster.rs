@@ -34,7 +34,7 @@ use crate::network::Network;
 use crate::node::{Cni, Node, Settings};
 use crate::sweep::sweep;
 use crate::topology::{Options, Site, plan};
-use crate::{containerd, edgeflanneld, konnectivity, kube_proxy, tools};
+use crate::{containerd, edgeflanneld, konnectivity, kube_proxy, tools, tunnel};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -104,6 +104,9 @@ impl Cluster {
         cluster.save()?;
         say("nodes booted, containerd up, images in");
         cluster.control_plane.wait_ready(&cluster.network.cloud)?;
+        if cluster.options.tunnel.is_some() {
+            tunnel::authorize(&cluster.network.cloud, &cluster.control_plane)?;
+        }
         say("API server ready");
         if cluster.options.cni == Cni::Ours {
             cluster.apply_text(edgeflanneld::RBAC)?;
@@ -120,9 +123,13 @@ impl Cluster {
 
     fn start_api(&mut self) -> Result<()> {
         let (cloud, dir) = (&self.network.cloud, &self.place.dir);
-        let egress = match self.options.konnectivity {
-            true => Some(konnectivity::start_server(cloud, dir, &mut self.control_plane.daemons)?),
-            false => None,
+        let egress = match (self.options.konnectivity, self.options.tunnel) {
+            (true, Some(_)) => bail!("konnectivity and our tunnel at once: an API server has one egress"),
+            (true, None) => Some(konnectivity::start_server(cloud, dir, &mut self.control_plane.daemons)?),
+            (false, Some(egress)) => {
+                Some(tunnel::start_server(cloud, dir, &self.options, egress, &mut self.control_plane)?)
+            }
+            (false, None) => None,
         };
         self.control_plane.start_api(cloud, egress.as_deref())
     }
@@ -184,6 +191,10 @@ impl Cluster {
             start_extras(node, &self.options)?;
             if node.wants_edgeflanneld() {
                 edgeflanneld::wait_ready(node)?;
+            }
+            if self.options.tunnel.is_some() {
+                let label = tunnel::label(&self.options, name)?;
+                self.control_plane.kubectl(&self.network.cloud, &["label", "node", name, label])?;
             }
             // The installation of a node is over and synced; what comes after it is on its own.
             node.host.sh("sync -f /var; sync -f /etc/kubernetes")?;
@@ -328,6 +339,9 @@ fn start_extras(node: &mut Node, options: &Options) -> Result<()> {
     }
     if options.konnectivity {
         konnectivity::start_agent(node)?;
+    }
+    if options.tunnel.is_some() && tunnel::is_edge(options, node.host.name())? {
+        tunnel::start_agent(node)?;
     }
     Ok(())
 }

@@ -47,4 +47,5 @@ pub mod sweep;
 pub mod tools;
 pub mod topology;
 pub mod tun;
+pub mod tunnel;
 pub mod wan;

@@ -105,16 +105,10 @@ pub fn metrics_server() -> Result<PathBuf> {
     METRICS.program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
 }
 
-/// Builds all of the above that is missing.
+/// Builds all of the above that is missing, so that no test has to.
 pub fn build_all() -> Result<()> {
-    build_for_tests()?;
-    metrics_server()?;
-    Ok(())
-}
-
-/// Builds what the tests use and is missing, so that none of them has to.
-pub fn build_for_tests() -> Result<()> {
     cnitool()?;
+    metrics_server()?;
     build_for(&Options { cni: Cni::Flannel, kube_proxy: true, konnectivity: true, ..Options::default() })
 }
 
@@ -130,6 +124,9 @@ pub fn build_for(options: &Options) -> Result<()> {
     }
     if options.konnectivity {
         konnectivity_dir()?;
+    }
+    if options.tunnel.is_some() {
+        edge_tunnel()?;
     }
     if options.cni.wants_flanneld() {
         flanneld()?;
@@ -159,6 +156,45 @@ pub fn ours() -> Result<PathBuf> {
         *built = true;
     }
     Ok(target_dir()?.join("debug"))
+}
+
+/// Our `edge-tunnel`: from `EDGEFLANNEL_BIN_DIR` if it is there, else a debug build. The one that lies beside the tests is taken when it is newer
+/// than its sources: a build for this package alone would choose other features, and take minutes.
+pub fn edge_tunnel() -> Result<PathBuf> {
+    const NAME: &str = "edge-tunnel";
+    if let Some(dir) = std::env::var_os("EDGEFLANNEL_BIN_DIR") {
+        let path = PathBuf::from(dir).join(NAME);
+        if path.exists() {
+            return Ok(path);
+        }
+    }
+    static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut found = FOUND.lock().map_err(|_| anyhow::anyhow!("an earlier build of {NAME} panicked"))?;
+    if let Some(path) = &*found {
+        return Ok(path.clone());
+    }
+    let path = target_dir()?.join("debug").join(NAME);
+    let built = fs::metadata(&path).and_then(|file| file.modified()).ok();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tunnel/src");
+    if built.is_none_or(|built| newest(&sources).is_ok_and(|source| source > built)) {
+        cargo_build(&["-p", "tunnel", "--bin", NAME])?;
+    }
+    *found = Some(path.clone());
+    Ok(path)
+}
+
+/// When the last file of a folder, or of those in it, was written.
+fn newest(dir: &Path) -> std::io::Result<std::time::SystemTime> {
+    let mut newest = std::time::UNIX_EPOCH;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let time = match entry.file_type()?.is_dir() {
+            true => self::newest(&entry.path())?,
+            false => entry.metadata()?.modified()?,
+        };
+        newest = newest.max(time);
+    }
+    Ok(newest)
 }
 
 /// The `rig` program: ourselves, or beside the test that runs.

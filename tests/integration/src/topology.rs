@@ -3,6 +3,7 @@
 //! A site is one LAN behind one uplink; a node that no site names has a site of its own, called like the node.
 
 use crate::node::Cni;
+use crate::tunnel::Egress;
 use crate::wan::Wan;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub struct Options {
     pub kube_proxy: bool,
     /// Kubernetes' own tunnel, through which `kubectl logs` and `exec` reach nodes behind a NAT.
     pub konnectivity: bool,
+    /// Our own tunnel instead, and how the API server calls it.
+    pub tunnel: Option<Egress>,
 }
 
 impl Default for Options {
@@ -52,6 +55,7 @@ impl Default for Options {
             disk_images: false,
             kube_proxy: false,
             konnectivity: false,
+            tunnel: None,
         }
     }
 }

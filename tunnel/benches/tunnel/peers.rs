@@ -20,13 +20,19 @@ const BINARY: &str = env!("CARGO_BIN_EXE_edge-tunnel");
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     Floor,
+    Konnectivity,
     Ours,
 }
+
+/// The kubelet, for those who know nodes by their names.
+const NODE: &str = "node1:10250";
 
 /// A way from a unix socket in the cloud to the kubelet at the edge.
 pub struct Subject {
     pub which: Which,
     pub socket: PathBuf,
+    /// What a CONNECT asks for.
+    target: &'static str,
     /// At the server's end, at the agent's end, and the kubelet.
     processes: Vec<Child>,
 }
@@ -55,7 +61,7 @@ impl Subject {
             role(wan, "edge", "far", &[dir]),
             role(wan, "edge", "kubelet", &[]),
         ];
-        let subject = Self { which: Which::Floor, socket, processes };
+        let subject = Self { which: Which::Floor, socket, target: NODE, processes };
         subject.wait().await;
         subject
     }
@@ -70,7 +76,33 @@ impl Subject {
         let socket = world.dir.path().join("egress.sock");
         let server = server(world, wan, &socket);
         let processes = vec![server, agent.spawn().unwrap(), role(wan, "edge", "kubelet", &[])];
-        let subject = Self { which: Which::Ours, socket, processes };
+        let subject = Self { which: Which::Ours, socket, target: NODE, processes };
+        subject.wait().await;
+        subject
+    }
+
+    /// konnectivity of the test rig, as it is installed beside kube-apiserver. It has no name for a node's loopback but its address.
+    pub async fn konnectivity(world: &World, wan: &Wan, programs: &Path) -> Self {
+        let socket = world.dir.path().join("konnectivity.sock");
+        let program = |name: &str| programs.join(name).to_str().unwrap().to_owned();
+        let pair = world.pki.pair("server");
+        let mut server = wan.command("cloud", &program("konnectivity-server"));
+        server.args(["--mode=http-connect", "--server-port=0", "--agent-port=8132", "--admin-port=8133"]);
+        server.args(["--health-port=8134", "--server-id=cloud", "--server-count=1", "--keepalive-time=30s"]);
+        server.args(["--proxy-strategies=destHost", "--uds-name"]).arg(&socket);
+        server.arg("--cluster-cert").arg(pair.cert).arg("--cluster-key").arg(pair.key);
+        server.arg("--cluster-ca-cert").arg(world.pki.ca("agent")).stdout(log()).stderr(log());
+        world.pki.node("node1");
+        let pair = world.pki.pair("node1");
+        let mut agent = wan.command("edge", &program("konnectivity-agent"));
+        agent.args(["--proxy-server-host=10.0.0.1", "--proxy-server-port=8132", "--admin-server-port=8094"]);
+        agent.args(["--health-server-port=8093", "--keepalive-time=30s", "--sync-interval=1s"]);
+        agent.args(["--sync-interval-cap=5s", "--agent-id=node1", "--agent-identifiers=ipv4=127.0.0.1"]);
+        agent.arg("--agent-cert").arg(pair.cert).arg("--agent-key").arg(pair.key);
+        agent.arg("--ca-cert").arg(world.pki.ca("server")).stdout(log()).stderr(log());
+        let kubelet = role(wan, "edge", "kubelet", &[]);
+        let processes = vec![server.spawn().unwrap(), agent.spawn().unwrap(), kubelet];
+        let subject = Self { which: Which::Konnectivity, socket, target: "127.0.0.1:10250", processes };
         subject.wait().await;
         subject
     }
@@ -84,7 +116,7 @@ impl Subject {
         let dir = world.dir.path().to_str().unwrap();
         let processes =
             vec![server(world, wan, &socket), role(wan, "edge", "agents", &[dir, &agents.to_string()])];
-        let subject = Self { which: Which::Ours, socket, processes };
+        let subject = Self { which: Which::Ours, socket, target: NODE, processes };
         subject.all(wan, agents).await;
         sleep(Duration::from_secs(5)).await;
         subject
@@ -123,11 +155,14 @@ impl Subject {
         }
     }
 
+    /// A new connection to the kubelet.
+    pub async fn connect(&self) -> Result<UnixStream, String> {
+        let mut stream = UnixStream::connect(&self.socket).await.map_err(|error| error.to_string())?;
+        ask(&mut stream, self.target).await.map(|()| stream)
+    }
+
     async fn works(&self) -> bool {
-        let Ok(mut stream) = UnixStream::connect(&self.socket).await else { return false };
-        if ask(&mut stream, "node1:10250").await.is_err() {
-            return false;
-        }
+        let Ok(mut stream) = self.connect().await else { return false };
         stream.write_all(b"E1").await.unwrap();
         matches!(stream.read(&mut [0]).await, Ok(1))
     }

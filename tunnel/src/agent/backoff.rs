@@ -78,6 +78,21 @@ mod tests {
         }
     }
 
+    /// A link that is cut for an hour: never given up, never a storm.
+    #[test]
+    fn an_hour_without_the_cloud_is_some_hundred_tries() {
+        for seed in 0..100 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut outage, mut last, mut tries) = (Duration::ZERO, first(&mut random), 0);
+            while outage < Duration::from_secs(3600) {
+                outage += last;
+                last = next(last, outage, &mut random);
+                tries += 1;
+            }
+            assert!((120..600).contains(&tries), "{tries} with seed {seed}");
+        }
+    }
+
     #[test]
     fn two_thousand_agents_do_not_come_in_step() {
         let mut random = fastrand::Rng::with_seed(1);

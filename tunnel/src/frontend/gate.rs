@@ -10,7 +10,7 @@ use crate::{
     dial,
     metrics::Metrics,
     network::Network,
-    nodes::Current,
+    nodes::{Current, Owner},
     peers::{
         Elsewhere, Peer, Peers,
         choose::{self, Candidate, Fitness},
@@ -161,7 +161,7 @@ impl Gate {
         node: &mut Option<Name>,
     ) -> Result<(Far, Account), Refusal> {
         let deadline = self.deadline(start);
-        let way = self.decide(target, deadline).await?;
+        let way = self.decide(target, deadline).await.inspect_err(|_| *node = self.whose(target))?;
         self.go(caller, way, target, early, deadline, node).await
     }
 
@@ -222,6 +222,20 @@ impl Gate {
     /// Whether an agent of a node is connected, here or to another replica.
     fn present(&self) -> impl Fn(&Name) -> bool {
         |node| self.sessions.present(node.as_str()) || self.peers.present(node.as_str())
+    }
+
+    /// The node that a target is on, for the audit line of a refusal: none when there is no such node, or more than one.
+    fn whose(&self, target: &Target) -> Option<Name> {
+        let nodes = self.nodes.borrow();
+        let named = match &target.host {
+            Host::Name(name) => nodes.named(name),
+            Host::Address(_) => None,
+        };
+        match nodes.edge(&target.host) {
+            _ if named.is_some() => named.map(|node| node.name.clone()),
+            Owner::One(node) => Some(node.name.clone()),
+            Owner::Nobody | Owner::Several(_) => None,
+        }
     }
 
     async fn decide(&self, target: &Target, deadline: Instant) -> Result<Way, Refusal> {

@@ -22,7 +22,7 @@ use tokio::{
 const BINARY: &str = env!("CARGO_BIN_EXE_edge-tunnel");
 
 /// A process of ours that ends with the test.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Process {
     fn signal(&self, signal: Signal) {
@@ -38,16 +38,16 @@ impl Drop for Process {
 }
 
 /// A server in the cloud, an agent at the edge, a kubelet beside it.
-struct Far {
+pub struct Far {
     world: World,
     wan: Wan,
-    socket: PathBuf,
-    server: Process,
-    agent: Process,
+    pub socket: PathBuf,
+    pub server: Process,
+    pub agent: Process,
 }
 
 impl Far {
-    fn new(round_trip: Duration, loss: u32) -> Self {
+    pub fn new(round_trip: Duration, loss: u32) -> Self {
         Self::at(round_trip, loss, "10.0.0.1:8443", &[])
     }
 
@@ -68,7 +68,7 @@ impl Far {
     }
 
     /// Connects as soon as that is possible.
-    async fn connected(&self, most: Duration) -> UnixStream {
+    pub async fn connected(&self, most: Duration) -> UnixStream {
         within(most, async {
             loop {
                 match self.connect("node1:10250").await {
@@ -262,6 +262,30 @@ async fn an_agent_that_is_stopped_is_an_answer_and_then_no_session() {
     assert!(start.elapsed() <= S(32), "{:?}", start.elapsed());
     far.agent.signal(Signal::SIGCONT);
     far.connected(S(10)).await;
+}
+
+/// The story: a person pressed ^C twice during a drain, and the second was ignored for half a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let mut far = Far::new(Duration::ZERO, 0);
+    let mut stream = far.connected(S(20)).await;
+    ping(&mut stream).await;
+    // A server drains for a while also without a stream.
+    for process in [&mut far.agent, &mut far.server] {
+        process.signal(Signal::SIGTERM);
+        sleep(S(1)).await;
+        assert!(process.0.try_wait().unwrap().is_none(), "it does not drain");
+        process.signal(Signal::SIGINT);
+        let status = within(S(3), async {
+            loop {
+                match process.0.try_wait().unwrap() {
+                    Some(status) => return status,
+                    None => sleep(MS(20)).await,
+                }
+            }
+        });
+        assert_eq!(status.await.code(), Some(1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

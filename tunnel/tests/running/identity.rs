@@ -47,6 +47,22 @@ async fn only_a_nodes_own_certificate_is_an_agents() {
     assert!(server.gate.sessions.is_empty());
 }
 
+/// A node whose certificate names another one as well is itself and nobody else.
+#[tokio::test]
+async fn a_certificate_of_one_node_claims_no_other() {
+    let world = World::new();
+    let server = world.server();
+    let sans = &["system:node:node2", "node2"];
+    let usual = world.pki.usual();
+    let both = pki::Leaf { cn: "system:node:node1", organization: Some("system:nodes"), sans, ..usual };
+    world.pki.issue("node1", &both);
+    let _agent = spawn_agent(world.agent_config("node1", server.agents, echo().await));
+    server.sessions(1).await;
+    ping(&mut server.connect("node1:10250").await.unwrap()).await;
+    let refused = server.connect("node2:10250").await.unwrap_err();
+    assert!(refused.starts_with("HTTP/1.1 404 unknown-node: "), "{refused}");
+}
+
 /// An edge board without a clock: it says so, and recovers by itself once the time is right.
 #[tokio::test]
 async fn a_server_certificate_that_is_not_yet_valid_is_told_plainly() {

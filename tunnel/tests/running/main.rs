@@ -22,6 +22,7 @@ mod passthrough;
 mod refusals;
 mod replicas;
 mod scrapers;
+mod soak;
 mod stalls;
 mod storm;
 mod through;

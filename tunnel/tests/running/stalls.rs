@@ -1,7 +1,13 @@
 //! Readers that stand still, beside people who type.
 
 use crate::common::*;
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -74,6 +80,35 @@ async fn a_hundred_readers_that_stand_still_cost_nobody_else_anything() {
     let first = &mut still[0];
     within(Duration::from_secs(10), first.read_exact(&mut block)).await.unwrap();
     assert!(block.iter().all(|&byte| byte == 7));
+}
+
+/// A paused `logs -f`, a `cp`, and somebody who types, all on one node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_stands_still_and_bulk_leave_a_person_alone() {
+    let world = World::new();
+    let server = world.server();
+    let _agent = world.agent("node1", server.agents, flooding().await);
+    server.sessions(1).await;
+    let mut typing = server.connect("node1:10250").await.unwrap();
+    ping(&mut typing).await;
+    let still = flood(&server).await;
+    let mut bulk = flood(&server).await;
+    let moved = Arc::new(AtomicUsize::new(0));
+    let counted = moved.clone();
+    let bulk = Dropped(tokio::spawn(async move {
+        let mut block = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = bulk.read(&mut block).await {
+            counted.fetch_add(read, Relaxed);
+        }
+    }));
+    sleep(Duration::from_secs(2)).await;
+    let before = moved.load(Relaxed);
+    let slowest = slowest(&mut typing, 100).await;
+    assert!(slowest < Duration::from_secs(1), "{slowest:?} beside bulk and one that stands still");
+    assert!(moved.load(Relaxed) > before + (1 << 20), "the bulk stands still as well");
+    // Who comes now is let in.
+    ping(&mut server.connect("node1:10250").await.unwrap()).await;
+    drop((still, bulk));
 }
 
 /// When they hold half of a connection's window, the one that has stood longest is reset.

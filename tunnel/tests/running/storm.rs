@@ -8,9 +8,8 @@ use std::{
 };
 use tokio::{sync::oneshot, time::sleep};
 
-/// How many, unless the variable `AGENTS` says so. Two thousand take two minutes where ten others build meanwhile;
-/// `cargo bench -p tunnel -- memory agents=2000` measures what they take of a release build.
-const AGENTS: usize = 500;
+/// How many, unless the variable `AGENTS` says so.
+const AGENTS: usize = 2000;
 
 /// A machine that does other things meanwhile gets there too.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -71,6 +70,7 @@ async fn a_crowd_comes_back_at_once() {
         }
     })
     .await;
+    assert_eq!(server.gate.sessions.len(), agents);
     eprintln!(
         "half are back after {:.1} s, all after {:.1} s; the slowest connection meanwhile took {slowest:?}",
         half.unwrap_or_default().as_secs_f32(),

@@ -10,9 +10,10 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::fd::AsRawFd,
+    path::Path,
     process::Command,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Once,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     thread::JoinHandle,
@@ -54,10 +55,25 @@ fn run(command: &str) {
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Removes the namespaces of runs that were killed: those whose process is gone.
+fn sweep() {
+    let Ok(names) = std::fs::read_dir("/run/netns") else { return };
+    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let process =
+            name.strip_prefix("etun").and_then(|rest| rest.split_once('-')).map(|(process, _)| process);
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            // Another run may be sweeping as well.
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
+        }
+    }
+}
+
 impl Wan {
     /// A WAN with this round trip and this loss each way, in parts of a million. Neither: a veth pair.
     pub fn new(round_trip: Duration, loss: u32) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
         let name = format!("etun{}-{}", std::process::id(), COUNT.fetch_add(1, SeqCst));
         let weather = Arc::new(Weather::default());
         weather.loss.store(loss, SeqCst);
@@ -115,7 +131,9 @@ impl Wan {
     /// A command that runs inside a namespace.
     pub fn command(&self, side: &str, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.side(side))).arg("--").arg(program);
+        command.arg(format!("--net=/run/netns/{}", self.side(side))).arg("--");
+        // It ends with us, also when we are killed.
+        command.args(["setpriv", "--pdeathsig", "KILL", "--"]).arg(program);
         command
     }
 

@@ -8,7 +8,6 @@ use integration::topology::Options;
 #[derive(Debug)]
 pub enum Request {
     Build,
-    BuildForTests,
     Demo,
     Up(Options),
     Down,
@@ -30,10 +29,7 @@ pub fn parse(words: &[String]) -> Result<Option<(String, Request)>> {
     let name = take_name(&mut words, passes_on)?.unwrap_or_else(|| "default".to_owned());
     let request = match verb.as_str() {
         "help" | "-h" | "--help" => return Ok(None),
-        "build" => match flag(&mut words, "--tests") {
-            true => none_left(&words).map(|()| Request::BuildForTests)?,
-            false => none_left(&words).map(|()| Request::Build)?,
-        },
+        "build" => none_left(&words).map(|()| Request::Build)?,
         "demo" => none_left(&words).map(|()| Request::Demo)?,
         "up" => Request::Up(options(&words)?),
         "down" => match flag(&mut words, "--all") {
@@ -104,6 +100,7 @@ fn options(words: &[String]) -> Result<Options> {
             "--wan" => options.wan = value()?.parse()?,
             "--disk-images" => options.disk_images = true,
             "--konnectivity" => options.konnectivity = true,
+            "--tunnel" => options.tunnel = Some(value()?.parse()?),
             "--kube-proxy" => options.kube_proxy = true,
             _ => bail!("up: {word} is not understood; `rig help` says what is"),
         }
@@ -157,6 +154,7 @@ mod tests {
             ("up --node 3", "--node"),
             ("up --nodes", "--nodes needs"),
             ("up --cni calico", "calico"),
+            ("up --tunnel grpc", "uds or tcp"),
             ("cut", "cut what"),
             ("heal a b", "b is not understood"),
             ("down everything", "everything"),

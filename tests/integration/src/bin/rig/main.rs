@@ -19,11 +19,12 @@ use std::time::Instant;
 const USAGE: &str = "\
 usage: rig COMMAND [--name RIG]
   demo                        a minute's show: pods keep their addresses, with the cloud away too
-  build [--tests]             build every program that is missing (10 to 15 minutes when all are); or what tests use
+  build                       build every program that is missing (10 to 15 minutes when all are)
   up [--nodes N]              a cluster of node1 ... nodeN (2), control plane in the cloud
      [--site A:node1,node2]   these nodes share one LAN behind one uplink; others have a site each
      [--nat node2,node3]      their sites are behind a NAT   [--same-address] and use the same addresses
      [--konnectivity]         Kubernetes' own tunnel, for logs and exec on nodes behind a NAT
+     [--tunnel uds|tcp]       our edge-tunnel instead, and how kube-apiserver calls it
      [--cni ours|bridge|flannel|ours-on-flannel]   [--kube-proxy]
      [--wan delay=50ms,loss=1%,rate=20mbit]   what the uplinks are like
      [--disk-images]          so that `reboot --power-cut` can lose what was not synced
@@ -57,7 +58,6 @@ fn run(words: &[String]) -> Result<u8> {
     let load = || Cluster::load(&name);
     match request {
         Request::Build => tools::build_all()?,
-        Request::BuildForTests => tools::build_for_tests()?,
         Request::Demo => demo::run()?,
         Request::Up(options) => up(&name, options)?,
         Request::Down => Cluster::down_named(&name)?,
