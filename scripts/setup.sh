@@ -21,7 +21,7 @@ packages=(
   util-linux procps e2fsprogs openssl          # unshare, nsenter, losetup; disk images
   containerd runc etcd-server busybox-static   # the real runtime, the cluster's store, the pods' image
   containernetworking-plugins                  # Debian's reference plugins, our interop partners
-  socat tcpdump strace iperf3 iputils-ping time # to look and to measure
+  socat tcpdump strace iperf3 iputils-ping time curl # to look and to measure
 )
 rust_ok() { have cargo && have rustfmt && have cargo-clippy && at_least "$RUST_NEEDED" "$(rustc --version 2>/dev/null | cut -d' ' -f2)"; }
 go_version() { "$1" version 2>/dev/null | sed -n 's/^go version go\([0-9.]*\).*/\1/p'; }
@@ -48,6 +48,18 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
 fi
 rust_ok || { echo "setup: no Rust >= $RUST_NEEDED (with rustfmt and clippy) on the PATH after the installation; is an older cargo first on the PATH?" >&2; exit 1; }
+
+# --- Prometheus, which scrapes through the tunnel: unpacked and not installed, so that no service of it starts ----
+prometheus=${EDGEFLANNEL_CACHE:-$CACHE}/prometheus
+if ! [ -x "$prometheus/usr/bin/prometheus" ]; then
+  say "Debian package prometheus, unpacked into $prometheus"
+  rm -rf "$prometheus" && mkdir -p "$prometheus"
+  apt-get -qq update
+  # in a folder that apt's own user may write to
+  package=$(mktemp -d) && chmod 777 "$package"
+  (cd "$package" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb "$prometheus")
+  rm -rf "$package"
+fi
 
 # --- Go, only for the tools that the tests drive (kubelet, cnitool, ...) ------------------------
 if ! go_ok; then

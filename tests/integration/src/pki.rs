@@ -43,12 +43,17 @@ impl<'a> Subject<'a> {
 impl Authority {
     /// A new one.
     pub fn new(dir: &Path, name: &str) -> Result<Self> {
-        let new = Self { certificate: dir.join(format!("{name}.crt")), key: dir.join(format!("{name}.key")) };
+        let new = Self::open(dir, name);
         let mut command = request(&new.certificate, &new.key, &format!("/CN=rig-{name}"));
         command.args(["-addext", "basicConstraints=critical,CA:TRUE"]);
         command.args(["-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature"]);
         run(&mut command, b"", COMMAND_LIMIT)?.ok()?;
         Ok(new)
+    }
+
+    /// One that [`Authority::new`] made.
+    pub fn open(dir: &Path, name: &str) -> Self {
+        Self { certificate: dir.join(format!("{name}.crt")), key: dir.join(format!("{name}.key")) }
     }
 
     /// Makes `NAME.crt` and `NAME.key` of a leaf, good for the hosts and addresses in `names`.

@@ -99,6 +99,13 @@ pub fn metrics_server() -> Result<PathBuf> {
     METRICS.program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
 }
 
+/// Prometheus, as scripts/setup.sh unpacks Debian's package.
+pub fn prometheus() -> Result<PathBuf> {
+    let path = crate::go::cache().join("prometheus/usr/bin/prometheus");
+    ensure!(path.exists(), "no Prometheus at {}: scripts/setup.sh unpacks it there", path.display());
+    Ok(path)
+}
+
 /// Builds all of the above that is missing.
 pub fn build_all() -> Result<()> {
     build_for_tests()?;
@@ -152,6 +159,45 @@ pub fn ours() -> Result<PathBuf> {
         *built = true;
     }
     Ok(target_dir()?.join("debug"))
+}
+
+/// Our `edge-tunnel`: from `EDGEFLANNEL_BIN_DIR` if it is there, else a debug build. The one that lies beside the tests is taken when it is newer
+/// than its sources: a build for this package alone would choose other features, and take minutes.
+pub fn edge_tunnel() -> Result<PathBuf> {
+    const NAME: &str = "edge-tunnel";
+    if let Some(dir) = std::env::var_os("EDGEFLANNEL_BIN_DIR") {
+        let path = PathBuf::from(dir).join(NAME);
+        if path.exists() {
+            return Ok(path);
+        }
+    }
+    static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut found = FOUND.lock().map_err(|_| anyhow::anyhow!("an earlier build of {NAME} panicked"))?;
+    if let Some(path) = &*found {
+        return Ok(path.clone());
+    }
+    let path = target_dir()?.join("debug").join(NAME);
+    let built = fs::metadata(&path).and_then(|file| file.modified()).ok();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tunnel/src");
+    if built.is_none_or(|built| newest(&sources).is_ok_and(|source| source > built)) {
+        cargo_build(&["-p", "tunnel", "--bin", NAME])?;
+    }
+    *found = Some(path.clone());
+    Ok(path)
+}
+
+/// When the last file of a folder, or of those in it, was written.
+fn newest(dir: &Path) -> std::io::Result<std::time::SystemTime> {
+    let mut newest = std::time::UNIX_EPOCH;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let time = match entry.file_type()?.is_dir() {
+            true => self::newest(&entry.path())?,
+            false => entry.metadata()?.modified()?,
+        };
+        newest = newest.max(time);
+    }
+    Ok(newest)
 }
 
 /// The `rig` program: ourselves, or beside the test that runs.
