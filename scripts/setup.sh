@@ -49,6 +49,18 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 rust_ok || { echo "setup: no Rust >= $RUST_NEEDED (with rustfmt and clippy) on the PATH after the installation; is an older cargo first on the PATH?" >&2; exit 1; }
 
+# --- Prometheus, which scrapes through the tunnel: unpacked and not installed, so that no service of it starts ----
+prometheus=${EDGEFLANNEL_CACHE:-$CACHE}/prometheus
+if ! [ -x "$prometheus/usr/bin/prometheus" ]; then
+  say "Debian package prometheus, unpacked into $prometheus"
+  rm -rf "$prometheus" && mkdir -p "$prometheus"
+  apt-get -qq update
+  # in a folder that apt's own user may write to
+  package=$(mktemp -d) && chmod 777 "$package"
+  (cd "$package" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb "$prometheus")
+  rm -rf "$package"
+fi
+
 # --- Go, only for the tools that the tests drive (kubelet, cnitool, ...) ------------------------
 if ! go_ok; then
   say "Go $GO_NEEDED into $CACHE/go-venv"

@@ -121,11 +121,14 @@ impl Visit<'_> {
             Progress::Done(request) => Ok(Some(request)),
             Progress::Refused(refusal) => Err(refusal),
         });
-        match timeout(HEAD, head).await {
+        let head = timeout(HEAD, head).await;
+        match head {
             // A head that never ends, a caller that says nothing or goes: there is nobody to tell.
             Err(_) | Ok(None) => None,
             Ok(Some(Err(refusal))) => Some((socket, self.refused(None, &reader.request_line(), refusal))),
             Ok(Some(Ok(Request { target, early }))) => {
+                // A stream may be long; it keeps no head.
+                drop(reader);
                 let (told, first) = (connect::ESTABLISHED, Bytes::new());
                 let wish = Wish { target, only_nodes: false, early, told, first };
                 connect_and_copy(socket, wish, self).await

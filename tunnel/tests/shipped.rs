@@ -15,6 +15,7 @@ use clap::Parser;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     core::v1::{ConfigMap, Namespace, Pod, PodSpec, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
@@ -65,7 +66,11 @@ struct TlsConfig {
 
 /// Every document of every YAML file, with the file's name.
 fn documents() -> Vec<(String, Value)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/tunnel");
+    documents_in("../conf/tunnel")
+}
+
+fn documents_in(folder: &str) -> Vec<(String, Value)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut all = Vec::new();
     for file in fs::read_dir(&folder).unwrap() {
         let file = file.unwrap().path();
@@ -162,6 +167,7 @@ fn every_shipped_file_is_understood() {
             "ClusterRoleBinding" => drop(read::<ClusterRoleBinding>(name, document)),
             "PodDisruptionBudget" => drop(read::<PodDisruptionBudget>(name, document)),
             "Service" => drop(read::<Service>(name, document)),
+            "NetworkPolicy" => drop(read::<NetworkPolicy>(name, document)),
             "Deployment" => {
                 let deployment: Deployment = read(name, document);
                 ran += containers(name, &deployment.spec.template.spec.unwrap(), &variables);
@@ -181,6 +187,69 @@ fn every_shipped_file_is_understood() {
     assert_eq!(ran, 3, "the server twice, the agent once: {kinds:?}");
     assert_eq!(kinds["EgressSelectorConfiguration"], 2, "{kinds:?}");
     assert!(kinds.contains_key("PodDisruptionBudget") && kinds.contains_key("ClusterRole"), "{kinds:?}");
+}
+
+/// The ports that a pod's containers name.
+fn ports(pod: &PodSpec) -> BTreeMap<String, i32> {
+    let all = pod.containers.iter().flat_map(|container| container.ports.iter().flatten());
+    all.filter_map(|port| Some((port.name.clone()?, port.container_port))).collect()
+}
+
+/// What is patched into the server: variables that exist, mounts with volumes, and a port for every Service and policy.
+#[test]
+fn patches_fit_what_they_patch() {
+    use clap::CommandFactory;
+    let patches = documents_in("../conf/tunnel/patch");
+    let server = documents().into_iter().find(|(_, document)| document["kind"] == "Deployment").unwrap().1;
+    let server: Deployment = read("server.yaml", &server);
+    let mut known = ports(server.spec.template.spec.as_ref().unwrap());
+    let command = Cli::command();
+    let server_command = command.find_subcommand("server").unwrap();
+    for (name, document) in &patches {
+        let patch: Deployment = read(name, document);
+        assert_eq!(patch.metadata.name, server.metadata.name, "{name}");
+        let pod = patch.spec.template.spec.unwrap();
+        let patched = &server.spec.template.spec.as_ref().unwrap().containers[0];
+        assert_eq!(pod.containers[0].name, patched.name, "{name}");
+        for variable in pod.containers.iter().flat_map(|container| container.env.iter().flatten()) {
+            let flag = server_command
+                .get_arguments()
+                .find(|flag| flag.get_env().is_some_and(|env| env.to_str() == Some(&variable.name)));
+            assert!(flag.is_some(), "{name}: {} is no variable of the server", variable.name);
+        }
+        for mount in pod.containers.iter().flat_map(|container| container.volume_mounts.iter().flatten()) {
+            assert!(pod.volumes.iter().flatten().any(|volume| volume.name == mount.name), "{name}");
+        }
+        for (port, number) in ports(&pod) {
+            assert_eq!(known.insert(port.clone(), number), None, "{name}: {port}");
+        }
+    }
+    assert_eq!(patches.len(), 1);
+    let mut targets = 0;
+    for (name, document) in documents() {
+        let from = |path: &str| document.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default();
+        let services = from("/spec/ports").into_iter().map(|port| port["targetPort"].clone());
+        let rules = from("/spec/ingress").into_iter();
+        let policies = rules.flat_map(|rule| rule["ports"].as_array().cloned().unwrap_or_default());
+        for target in services.chain(policies.map(|port| port["port"].clone())).filter(Value::is_string) {
+            assert!(known.contains_key(target.as_str().unwrap()), "{name}: nobody listens on {target}");
+            targets += 1;
+        }
+    }
+    assert!(targets >= 8, "{targets}");
+}
+
+/// The name that CoreDNS is told to answer with is that of a Service of ours.
+#[test]
+fn node_names_lead_to_our_service() {
+    let documents = documents();
+    let config = documents.iter().find(|(name, _)| name == "coredns.yaml").unwrap();
+    let block = config.1["data"]["edge-tunnel.override"].as_str().unwrap();
+    let service = documents.iter().find(|(_, it)| it["metadata"]["name"] == "edge-tunnel-nodes").unwrap();
+    assert_eq!(service.1["kind"], "Service");
+    let namespace = service.1["metadata"]["namespace"].as_str().unwrap();
+    assert!(block.contains(&format!(" edge-tunnel-nodes.{namespace}.svc.cluster.local.\n")), "{block}");
+    assert!(block.contains("answer auto"), "clients drop an answer to another name than they asked for");
 }
 
 /// kube-apiserver refuses another version, a scheme that is not https (it panics, in fact) or a missing port.

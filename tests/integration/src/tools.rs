@@ -105,6 +105,13 @@ pub fn metrics_server() -> Result<PathBuf> {
     METRICS.program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
 }
 
+/// Prometheus, as scripts/setup.sh unpacks Debian's package.
+pub fn prometheus() -> Result<PathBuf> {
+    let path = crate::go::cache().join("prometheus/usr/bin/prometheus");
+    ensure!(path.exists(), "no Prometheus at {}: scripts/setup.sh unpacks it there", path.display());
+    Ok(path)
+}
+
 /// Builds all of the above that is missing, so that no test has to.
 pub fn build_all() -> Result<()> {
     cnitool()?;

@@ -41,7 +41,9 @@ async fn serve(mut socket: TcpStream, handshake: Handshake, port: u16, visit: &V
         Ok::<_, io::Error>(read_head(&mut socket, |bytes| reader.push(bytes)).await)
     };
     let begun = timeout(HEAD, begun).await;
-    drop(handshake);
+    // A stream may be long; it keeps no ClientHello.
+    let is_tls = reader.is_tls();
+    drop((handshake, reader));
     // One that never ends, or says nothing, or goes: there is nobody to tell.
     let Ok(Ok(Some(meant))) = begun else { return };
     let admitted = meant.and_then(|meant| Ok((meant, visit.gate.admit(caller)?)));
@@ -55,7 +57,7 @@ async fn serve(mut socket: TcpStream, handshake: Handshake, port: u16, visit: &V
     };
     if let Some((mut socket, answer)) = refused {
         // In the caller's own language.
-        let answer = if reader.is_tls() { UNRECOGNIZED_NAME } else { &answer };
+        let answer = if is_tls { UNRECOGNIZED_NAME } else { &answer };
         let _ = timeout(FAREWELL, farewell(&mut socket, answer)).await;
     }
 }

@@ -13,9 +13,10 @@ use crate::{
     head::Reader,
     listen::{HANDSHAKE, Handshake, Handshakes},
     proxy::{
-        request::{self, Asked, METHODS, What},
+        request::{self, METHODS, What},
         users::Users,
     },
+    target::Target,
     tls::{self, ServerTls},
 };
 use bytes::Bytes;
@@ -93,24 +94,24 @@ impl Proxy {
                 Err(refusal) => return Some(Err(nobody.refused(None, &reader.request_line(), refusal))),
             };
             match self.users.authenticate(asked.credentials.as_ref()).await {
-                Ok(user) => Some(Ok((asked, user))),
+                Ok(user) => Some(Ok((asked.target, asked.what, user))),
                 Err(refusal) => Some(Err(nobody.refused(None, &asked.target.to_string(), refusal))),
             }
         };
         let asked = timeout(HEAD, asked).await;
-        // From here on it is not one of those that anybody can open.
-        drop(handshake);
+        // From here on it is not one of those that anybody can open, and keeps neither head nor password.
+        drop((handshake, reader));
         let refused = match asked {
             // A head that never ends, a caller that says nothing or goes: there is nobody to tell.
             Err(_) | Ok(None) => return,
             Ok(Some(Err(answer))) => Some((socket, answer)),
-            Ok(Some(Ok((asked, user)))) => {
+            Ok(Some(Ok((target, what, user)))) => {
                 let caller: Arc<str> = format!("{SOMEBODY}:{}", user.name).into();
                 let visit = Visit { gate: &self.gate, caller: &caller, start };
-                let admitted = user.may_reach(asked.target.port).and_then(|()| self.gate.admit(&caller));
+                let admitted = user.may_reach(target.port).and_then(|()| self.gate.admit(&caller));
                 match admitted {
-                    Ok(_slot) => fetch(socket, asked, &visit).await,
-                    Err(refusal) => Some((socket, visit.refused(None, &asked.target.to_string(), refusal))),
+                    Ok(_slot) => fetch(socket, target, what, &visit).await,
+                    Err(refusal) => Some((socket, visit.refused(None, &target.to_string(), refusal))),
                 }
             }
         };
@@ -121,9 +122,9 @@ impl Proxy {
 }
 
 /// Does what is asked. Gives the socket back with the answer to a refusal.
-async fn fetch<S: Caller>(socket: S, asked: Asked, visit: &Visit<'_>) -> Option<(S, Vec<u8>)> {
-    let (target, only_nodes) = (asked.target, false);
-    match asked.what {
+async fn fetch<S: Caller>(socket: S, target: Target, what: What, visit: &Visit<'_>) -> Option<(S, Vec<u8>)> {
+    let only_nodes = false;
+    match what {
         What::Tunnel(early) => {
             let (told, first) = (connect::ESTABLISHED, Bytes::new());
             connect_and_copy(socket, Wish { target, only_nodes, early, told, first }, visit).await
