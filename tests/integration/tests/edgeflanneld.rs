@@ -202,7 +202,8 @@ fn a_subnet_that_comes_after_the_node_is_taken_at_once() {
     node.start_fake();
     node.within("the list", 10 * SECOND, |node| node.log().contains("lists 1 peers"));
     fake.put(&json!({"metadata": {"name": "node1"}, "spec": {}}));
-    sleep(SECOND);
+    // Until the interface below has got all its addresses: each one makes the daemon look.
+    sleep(3 * SECOND);
     assert_eq!(node.http("/readyz").0, 503);
     fake.put(&cluster(&[])[0]);
     // Everything is looked at every 8 s anyway.
