@@ -582,7 +582,7 @@ fn unreadable_records_of_libcni_go_at_start_and_at_restore() {
         node.sh("ls /var/lib/cni/results").trim() == "cbr0-whole-eth0"
     });
     for name in ["cbr0-empty-eth0", "cbr0-torn-just-now-eth0"] {
-        assert!(node.log().contains(name), "{}", node.log());
+        node.within("their names in the log", 5 * SECOND, |node| node.log().contains(name));
     }
 }
 
