@@ -54,14 +54,13 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
     let mut monitor = Monitor::open().map_err(|e| format!("listen to the kernel: {e}"))?;
     let api = flags.api.clone();
     let cni_cache = flags.cni_cache_dir.clone();
-    // The runtime is ordered after READY, and gets past no unreadable record.
-    let started = async {
-        tokio::join!(Keeper::start(flags, host_name(), run_dir, board), result_cache::clear(&cni_cache)).0
-    };
+    let cleared = tokio::task::spawn_blocking(move || result_cache::clear(&cni_cache));
     let mut keeper = tokio::select! {
-        keeper = started => keeper?,
+        keeper = Keeper::start(flags, host_name(), run_dir, board) => keeper?,
         () = stop.asked() => return Ok(()),
     };
+    // The runtime is ordered after READY, and gets past no unreadable record.
+    let _ = cleared.await;
     systemd::notify(&format!("READY=1\nSTATUS={}", keeper.status()));
 
     let again = Arc::new(Notify::new());

@@ -13,6 +13,7 @@ use std::{
     fs::{self, DirEntry},
     io::ErrorKind,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -43,14 +44,14 @@ impl Unreadable {
 
 /// Removes the records below libcni's cache directory that are no JSON; gives their paths. No directory, nothing to
 /// do. Never fails: what cannot be removed is said, and the node works as well as before.
-pub async fn clear(cache_dir: &Path) -> Vec<PathBuf> {
+pub fn clear(cache_dir: &Path) -> Vec<PathBuf> {
     let dir = cache_dir.join("results");
     let now = SystemTime::now();
     let (young, old): (Vec<_>, Vec<_>) =
         unreadable(&dir).into_iter().partition(|file| file.touched_just_now(now));
     let mut removed: Vec<PathBuf> = old.iter().filter_map(remove).collect();
     if !young.is_empty() {
-        tokio::time::sleep(WRITTEN_WITHIN).await;
+        thread::sleep(WRITTEN_WITHIN);
         let still = unreadable(&dir);
         removed.extend(young.iter().filter(|file| still.contains(file)).filter_map(remove));
     }
@@ -127,8 +128,8 @@ mod tests {
         names
     }
 
-    #[tokio::test]
-    async fn what_is_no_json_goes_and_nothing_else() {
+    #[test]
+    fn what_is_no_json_goes_and_nothing_else() {
         let (dir, results) = cache();
         for (name, bytes) in [
             ("gone-empty", &b""[..]),
@@ -146,30 +147,31 @@ mod tests {
         fs::write(dir.path().join("elsewhere"), "").unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), results.join("kept-link")).unwrap();
         let start = Instant::now();
-        assert_eq!(clear(dir.path()).await.len(), 4);
+        assert_eq!(clear(dir.path()).len(), 4);
         assert!(start.elapsed() < WRITTEN_WITHIN, "nothing to wait for");
         assert!(names(&results).iter().all(|name| name.starts_with("kept-")), "{:?}", names(&results));
         assert_eq!(names(&results).len(), 5);
         assert!(dir.path().join("elsewhere").exists());
     }
 
-    #[tokio::test]
-    async fn what_is_being_written_stays() {
+    #[test]
+    fn what_is_being_written_stays() {
         let (dir, results) = cache();
         put(&results, "written", b"", 0);
         put(&results, "abandoned", b"", 0);
-        let finish = async {
-            tokio::time::sleep(WRITTEN_WITHIN / 2).await;
-            fs::write(results.join("written"), "{}").unwrap();
-        };
-        let (removed, ()) = tokio::join!(clear(dir.path()), finish);
-        assert_eq!(removed, [results.join("abandoned")]);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(WRITTEN_WITHIN / 2);
+                fs::write(results.join("written"), "{}").unwrap();
+            });
+            assert_eq!(clear(dir.path()), [results.join("abandoned")]);
+        });
         assert_eq!(names(&results), ["written"]);
     }
 
-    #[tokio::test]
-    async fn no_directory_no_harm() {
+    #[test]
+    fn no_directory_no_harm() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(clear(&dir.path().join("absent")).await, [""; 0].map(PathBuf::from));
+        assert_eq!(clear(&dir.path().join("absent")), [""; 0].map(PathBuf::from));
     }
 }

@@ -204,7 +204,8 @@ fn a_subnet_that_comes_after_the_node_is_taken_at_once() {
     node.start_fake();
     node.within("the list", 10 * SECOND, |node| node.log().contains("lists 1 peers"));
     fake.put(&json!({"metadata": {"name": "node1"}, "spec": {}}));
-    sleep(SECOND);
+    // Until the interface below has got all its addresses: each one makes the daemon look.
+    sleep(3 * SECOND);
     assert_eq!(node.http("/readyz").0, 503);
     fake.put(&cluster(&[])[0]);
     // Everything is looked at every 8 s anyway.
@@ -610,7 +611,7 @@ fn unreadable_records_of_libcni_go_at_start_and_at_restore() {
         node.sh("ls /var/lib/cni/results").trim() == "cbr0-whole-eth0"
     });
     for name in ["cbr0-empty-eth0", "cbr0-torn-just-now-eth0"] {
-        assert!(node.log().contains(name), "{}", node.log());
+        node.within("their names in the log", 5 * SECOND, |node| node.log().contains(name));
     }
 }
 
