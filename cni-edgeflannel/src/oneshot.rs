@@ -18,7 +18,7 @@ use std::{fs, io::ErrorKind, path::Path};
 ///
 /// # Errors
 /// A sentence on what is missing.
-pub async fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
+pub fn restore(flags: &Flags, run_dir: &Path) -> Result<String, String> {
     result_cache::clear(&flags.cni_cache_dir);
     let record = read(flags)?;
     let host_name = host_name();

@@ -310,7 +310,10 @@ fn a_hundred_at_once() {
         "2",
         "one set of rules"
     );
-    assert!(pods[0].reaches("10.1.0.101") && pods[99].reaches("fd00:1::02"));
+    // A hundred announcements, each flooded to a hundred ports, can fill the kernel's backlog (net.core.netdev_max_backlog) on
+    // a busy machine: what is dropped then, be it the question for the neighbour, is asked again after a second.
+    let soon = |pod: &Pod, address: &str| (0..3).any(|_| pod.reaches(address));
+    assert!(soon(&pods[0], "10.1.0.101") && soon(&pods[99], "fd00:1::02"));
     together("DEL");
     assert!(world.veths().is_empty());
 }

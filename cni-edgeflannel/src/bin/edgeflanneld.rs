@@ -31,7 +31,7 @@ fn main() -> ExitCode {
             log::info!("edgeflanneld {}", env!("CARGO_PKG_VERSION"));
             finish(block_on(daemon::run(flags, run_dir)).map(|()| String::new()))
         }
-        Command::Restore => finish(block_on(oneshot::restore(&flags, run_dir))),
+        Command::Restore => finish(oneshot::restore(&flags, run_dir)),
         Command::Remove => finish(oneshot::remove(&flags, run_dir)),
         Command::Status { json } => match status::look(&flags, run_dir) {
             Ok(report) => {
