@@ -129,7 +129,7 @@ async fn read_head(
 async fn connect_and_copy<S: Caller>(
     mut socket: S,
     request: Request,
-    caller: &Arc<str>,
+    caller: &str,
     gate: &Arc<Gate>,
     start: Instant,
 ) -> Result<(), (S, Option<Name>, Refusal)> {

@@ -154,7 +154,7 @@ impl Gate {
     /// Why not, within the dial timeout of `start`.
     pub async fn connect(
         &self,
-        caller: &Arc<str>,
+        caller: &str,
         target: &Target,
         early: Bytes,
         start: Instant,
@@ -176,9 +176,14 @@ impl Gate {
         }
     }
 
+    /// Whether an agent of this node is connected, to whichever replica.
+    fn present(&self, node: &Name) -> bool {
+        self.sessions.present(node.as_str()) || self.peers.present(node.as_str())
+    }
+
     async fn decide(&self, target: &Target, deadline: Instant) -> Result<Way, Refusal> {
         let nodes = self.nodes.borrow().clone();
-        let present = |node: &Name| self.sessions.present(node.as_str()) || self.peers.present(node.as_str());
+        let present = |node: &Name| self.present(node);
         let router = || Router { nodes: &nodes, direct: &self.direct, present: &present };
         let way = router().route(target)?;
         let Way::Resolve(name) = way else { return Ok(way) };
@@ -198,7 +203,7 @@ impl Gate {
     /// that within a few round trips.
     async fn through_agent(
         &self,
-        caller: &Arc<str>,
+        caller: &str,
         node: &Name,
         ask: &Target,
         early: Bytes,
@@ -214,7 +219,7 @@ impl Gate {
                     To::Session(session) => self.open(session, ask, early.clone(), deadline).await,
                     To::Peer(other) => {
                         let (node, instance) = (node.clone(), other.hold.instance.clone());
-                        let order = Order { node, instance, target: ask.clone(), caller: caller.clone() };
+                        let order = Order { node, instance, target: ask.clone(), caller: caller.into() };
                         self.forward(&other.peer, &order, early.clone(), deadline).await
                     }
                 };
