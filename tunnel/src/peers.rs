@@ -151,11 +151,12 @@ impl Peers {
     }
 
     fn count(&self) {
-        let connected = self.connected();
-        self.metrics.peers(connected.len());
-        let staying = connected.iter().filter(|peer| !peer.table().is_draining()).count();
-        drop(connected);
-        self.replicas.send_if_modified(|replicas| std::mem::replace(replicas, staying + 1) != staying + 1);
+        self.replicas.send_if_modified(|replicas| {
+            let connected = self.connected();
+            self.metrics.peers(connected.len());
+            let staying = connected.iter().filter(|peer| !peer.table().is_draining()).count();
+            std::mem::replace(replicas, staying + 1) != staying + 1
+        });
     }
 
     fn connected(&self) -> RwLockReadGuard<'_, Vec<Arc<Peer>>> {

@@ -106,16 +106,19 @@ pub fn server(pair: KeyPair, client_ca: Option<PathBuf>, alpn: bool) -> Result<S
 /// # Errors
 /// What is wrong with the files, each by its path.
 pub fn client(pair: KeyPair, server_ca: PathBuf) -> Result<ClientTls, String> {
-    way_out(pair, server_ca, |roots| Ok(verifier(roots)?))
+    way_out(pair, server_ca, |roots, _| Ok(verifier(roots)?))
 }
 
 /// Reads the files of the way to other replicas and follows them. The other end must come from `peer_ca` and carry one of
-/// `names`: addresses of replicas come and go and are in no certificate.
+/// `names` or of our certificate's: addresses of replicas come and go and are in no certificate.
 ///
 /// # Errors
 /// What is wrong with the files, each by its path.
 pub fn to_replicas(pair: KeyPair, peer_ca: PathBuf, names: Arc<[String]>) -> Result<ClientTls, String> {
-    way_out(pair, peer_ca, move |roots| Ok(Arc::new(any_name::AnyName::new(roots, &names)?)))
+    way_out(pair, peer_ca, move |roots, leaf| {
+        let names: Vec<_> = names.iter().chain(&leaf.alternative_names).cloned().collect();
+        Ok(Arc::new(any_name::AnyName::new(roots, &names)?))
+    })
 }
 
 fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, String> {
@@ -126,7 +129,10 @@ fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, String> {
 fn way_out(
     pair: KeyPair,
     server_ca: PathBuf,
-    verifier: impl Fn(RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, String> + Send + Sync + 'static,
+    verifier: impl Fn(RootCertStore, &identity::Leaf) -> Result<Arc<dyn ServerCertVerifier>, String>
+    + Send
+    + Sync
+    + 'static,
 ) -> Result<ClientTls, String> {
     let paths = vec![pair.cert.clone(), pair.key.clone(), server_ca.clone()];
     Followed::new(paths, move |files| {
@@ -136,7 +142,7 @@ fn way_out(
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| error.to_string())?
             .dangerous()
-            .with_custom_certificate_verifier(verifier(roots)?)
+            .with_custom_certificate_verifier(verifier(roots, &leaf)?)
             .with_client_auth_cert(chain, key)
             .map_err(|error| format!("{}: {error}", pair.cert.display()))?;
         config.resumption = Resumption::disabled();

@@ -168,6 +168,10 @@ impl Keeper {
                     running.going = true;
                     log::info!("replica {} is going away: looking for another", running.replica);
                     self.look_again();
+                    if self.staying() > 0 {
+                        // Every agent of that replica looks now; those that have another are in no hurry.
+                        self.dial_at = Some(Instant::now() + backoff::first(&mut self.random) * 2);
+                    }
                 }
             }
             Event::Replicas(count) => {

@@ -154,7 +154,7 @@ impl Gate {
     /// Why not, within the dial timeout of `start`.
     pub async fn connect(
         &self,
-        caller: &Arc<str>,
+        caller: &str,
         target: &Target,
         early: Bytes,
         start: Instant,
@@ -171,7 +171,7 @@ impl Gate {
     /// As [`Gate::connect`]; `unknown-node` for whatever is no node's name.
     pub async fn connect_to_node(
         &self,
-        caller: &Arc<str>,
+        caller: &str,
         target: &Target,
         early: Bytes,
         start: Instant,
@@ -183,7 +183,7 @@ impl Gate {
 
     fn to_node(&self, target: &Target) -> Result<Way, Refusal> {
         let nodes = self.nodes.borrow().clone();
-        let present = self.present();
+        let present = |node: &Name| self.present(node);
         let way = Router { nodes: &nodes, direct: &[], present: &present }.route(target)?;
         match (&target.host, way) {
             (Host::Name(_), way @ (Way::Session { .. } | Way::Direct { node: Some(_), .. })) => Ok(way),
@@ -198,7 +198,7 @@ impl Gate {
 
     async fn go(
         &self,
-        caller: &Arc<str>,
+        caller: &str,
         way: Way,
         target: &Target,
         early: Bytes,
@@ -219,9 +219,9 @@ impl Gate {
         }
     }
 
-    /// Whether an agent of a node is connected, here or to another replica.
-    fn present(&self) -> impl Fn(&Name) -> bool {
-        |node| self.sessions.present(node.as_str()) || self.peers.present(node.as_str())
+    /// Whether an agent of this node is connected, to whichever replica.
+    fn present(&self, node: &Name) -> bool {
+        self.sessions.present(node.as_str()) || self.peers.present(node.as_str())
     }
 
     /// The node that a target is on, for the audit line of a refusal: none when there is no such node, or more than one.
@@ -240,7 +240,7 @@ impl Gate {
 
     async fn decide(&self, target: &Target, deadline: Instant) -> Result<Way, Refusal> {
         let nodes = self.nodes.borrow().clone();
-        let present = self.present();
+        let present = |node: &Name| self.present(node);
         let router = || Router { nodes: &nodes, direct: &self.direct, present: &present };
         let way = router().route(target)?;
         let Way::Resolve(name) = way else { return Ok(way) };
@@ -260,7 +260,7 @@ impl Gate {
     /// that within a few round trips.
     async fn through_agent(
         &self,
-        caller: &Arc<str>,
+        caller: &str,
         node: &Name,
         ask: &Target,
         early: Bytes,
@@ -276,7 +276,7 @@ impl Gate {
                     To::Session(session) => self.open(session, ask, early.clone(), deadline).await,
                     To::Peer(other) => {
                         let (node, instance) = (node.clone(), other.hold.instance.clone());
-                        let order = Order { node, instance, target: ask.clone(), caller: caller.clone() };
+                        let order = Order { node, instance, target: ask.clone(), caller: caller.into() };
                         self.forward(&other.peer, &order, early.clone(), deadline).await
                     }
                 };

@@ -50,7 +50,7 @@ pub struct Listen {
     pub peers: Arc<Peers>,
     /// Our sessions, and the caps.
     pub gate: Arc<Gate>,
-    /// Names of which a replica's certificate must carry one.
+    /// Names of which a replica's certificate must carry one, beside those that ours has now.
     pub names: Arc<[String]>,
     /// Where to say who should be dialled back.
     pub back: mpsc::Sender<SocketAddr>,
@@ -97,7 +97,9 @@ impl Listen {
             .await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = chain.first().map_or(Err(tls::identity::NotThatOne::Unreadable), |leaf| Leaf::parse(leaf));
-        let leaf = leaf.and_then(|leaf| leaf.replica(&self.names).map(|()| leaf.not_after));
+        let own = &tls.get().leaf.alternative_names;
+        let is_one = |leaf: &Leaf| leaf.replica(&self.names).or_else(|_| leaf.replica(own));
+        let leaf = leaf.and_then(|leaf| is_one(&leaf).map(|()| leaf.not_after));
         let not_after = leaf.map_err(io::Error::other)?;
         Ok((stream, not_after))
     }

@@ -25,7 +25,7 @@ use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, interval, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_rustls::TlsConnector;
 
@@ -85,14 +85,18 @@ impl Mesh {
         let settled = Instant::now() + SETTLED;
         let mut tasks = JoinSet::new();
         let mut under_way = HashSet::new();
-        let mut look_up = interval(LOOK_UP);
+        let (found, mut find) = mpsc::channel(1);
+        let mut looking = JoinSet::new();
+        looking.spawn(mesh.clone().keep_looking_up(found));
         loop {
             if awaited.as_ref().is_some_and(HashSet::is_empty) || Instant::now() >= settled {
                 mesh.peers.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
             }
-            let mut found = None;
             tokio::select! {
-                _ = look_up.tick() => found = mesh.look_up().await,
+                Some(found) = find.recv() => {
+                    awaited.get_or_insert_with(|| HashSet::clone(&found));
+                    listed = found;
+                }
                 Some(address) = back.recv() => drop(learned.insert(address, Instant::now())),
                 Some(First(address)) = told.recv() => {
                     if let Some(awaited) = &mut awaited {
@@ -106,17 +110,25 @@ impl Mesh {
                 }
                 () = sleep_until(settled), if !mesh.peers.is_settled() => {}
             }
-            if let Some(found) = found {
-                awaited.get_or_insert_with(|| found.clone());
-                listed = found;
-            }
             learned.retain(|_, since| since.elapsed() < BACK);
             let now: HashSet<_> = listed.iter().chain(learned.keys()).copied().collect();
+            wanted.send_replace(now.clone());
             for &address in now.difference(&under_way) {
                 tasks.spawn(mesh.clone().keep_one(address, wanted.subscribe(), tell.clone()));
             }
             under_way.extend(&now);
-            wanted.send_replace(now);
+        }
+    }
+
+    /// Looks `--peers` up again and again; however long a name server takes, nothing else waits for it.
+    async fn keep_looking_up(self: Arc<Self>, found: mpsc::Sender<HashSet<SocketAddr>>) {
+        loop {
+            if let Some(addresses) = self.look_up().await
+                && found.send(addresses).await.is_err()
+            {
+                return;
+            }
+            sleep(LOOK_UP).await;
         }
     }
 

@@ -50,10 +50,12 @@ pub fn log() {
 }
 
 /// The TLS between replicas, with a certificate of this name.
+/// The others are named, and looked up.
 pub fn peer_config(world: &World, name: &str, peers: Vec<SocketAddr>) -> PeerConfig {
+    let named = |peer: SocketAddr| format!("localhost:{}", peer.port()).parse().unwrap();
     PeerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
-        peers: peers.into_iter().map(Into::into).collect(),
+        peers: peers.into_iter().map(named).collect(),
         ca: world.pki.ca("peer"),
         pair: world.pki.pair(name),
         names: vec!["server.test".to_owned()].into(),

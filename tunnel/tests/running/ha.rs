@@ -253,6 +253,37 @@ async fn what_the_kubelet_says_to_a_dial_is_carried_through() {
     assert!(refused.starts_with("HTTP/1.1 502 refused: node1:10250 "), "{refused}");
 }
 
+/// A caller that reads nothing of an endless answer holds its own window on both hops, and nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stands_still_stops_nobody_behind_the_hop() {
+    let two = Two::new(|_| {}).await;
+    let kubelet = serve(|mut socket| async move {
+        match socket.read_u8().await {
+            Ok(b'D') => while socket.write_all(&[7; 65536]).await.is_ok() {},
+            Ok(byte) => drop(socket.write_all(&[byte]).await),
+            Err(_) => {}
+        }
+    })
+    .await;
+    let _agent = two.node(kubelet).await;
+    let mut still = Vec::new();
+    for _ in 0..20 {
+        let mut stream = two.near.connect("node1:10250").await.unwrap();
+        stream.write_all(b"D").await.unwrap();
+        still.push(stream);
+    }
+    sleep(S(2)).await;
+    for _ in 0..20 {
+        let mut stream = within(S(2), two.near.connect("node1:10250")).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(within(S(2), stream.read_u8()).await.unwrap(), b'x');
+    }
+    // Nothing was lost of what stood still.
+    let mut piece = vec![0; 8 << 20];
+    within(SOON, still[0].read_exact(&mut piece)).await.unwrap();
+    assert!(piece.iter().all(|byte| *byte == 7));
+}
+
 /// 64 MiB through both hops, whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bulk_is_forwarded_whole() {
