@@ -298,12 +298,13 @@ async fn memory(options: &Options) {
     let wan = Wan::new(Duration::ZERO, 0);
     let mut rows: [Row; 4] = Default::default();
     let mut empty = 0.0;
-    for subject in subjects(&world, &wan).await {
-        connects(&subject, 50).await;
+    let subjects = subjects(&world, &wan).await;
+    for subject in &subjects {
+        connects(subject, 50).await;
         let idle = subject.memory();
         let mut open_streams = Vec::new();
         for _ in 0..streams {
-            open_streams.push(open(&subject, b'E').await);
+            open_streams.push(open(subject, b'E').await);
         }
         sleep(Duration::from_secs(2)).await;
         let busy = subject.memory();
@@ -315,6 +316,7 @@ async fn memory(options: &Options) {
             empty = idle[0];
         }
     }
+    drop(subjects);
     let names = [
         ("server without a stream, KiB", ""),
         ("agent without a stream, KiB", "<= 8192"),

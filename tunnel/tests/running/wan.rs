@@ -59,9 +59,10 @@ fn run(command: &str) {
 fn sweep() {
     let Ok(names) = std::fs::read_dir("/run/netns") else { return };
     for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let process =
-            name.strip_prefix("etun").and_then(|rest| rest.split_once('-')).map(|(process, _)| process);
-        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+        let process = name.strip_prefix("etun").and_then(|rest| rest.split_once('-'));
+        // Only names that are made here: a process id comes first.
+        let process = process.and_then(|(process, _)| process.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists()) {
             // Another run may be sweeping as well.
             let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
