@@ -23,6 +23,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    sync::Notify,
     time::sleep,
 };
 use tokio_rustls::server::TlsStream;
@@ -36,8 +37,17 @@ const LARGE: usize = 24 << 10;
 /// How often a socket is looked at whose stream takes nothing.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long a caller may take to end its side once a kubelet has closed and all that it had sent is on its way: a
+/// window's worth over a slow link.
+const LINGER: Duration = Duration::from_secs(60);
+
 /// A socket at this end of a relay.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Whether what it takes no more may be thrown away while what it has sent is passed on. A kubelet that has
+    /// answered in full and closed is no failure, whatever the caller goes on to say (kubectl pings); a caller that
+    /// takes nothing any more is gone.
+    const LINGERS: bool = false;
+
     /// Closes so that the other end sees a reset, as far as the kind of socket can: takes effect when it is dropped.
     fn reset(&self);
 
@@ -49,6 +59,8 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
 }
 
 impl Socket for TcpStream {
+    const LINGERS: bool = true;
+
     fn reset(&self) {
         // Fails only for a socket that is reset already.
         let _ = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
@@ -182,9 +194,19 @@ pub async fn relay<S: Socket>(socket: S, mut pipe: Pipe, meter: &impl Meter) -> 
     let mut whole = Whole { socket, done: false };
     let socket = Shared(Mutex::new(&mut whole.socket));
     let (mut reader, mut writer) = (&socket, &socket);
+    let drained = Notify::new();
     let result = tokio::try_join!(
-        forward(&mut reader, &socket, &mut pipe.send, meter),
-        backward(&mut pipe.recv, &mut writer, meter),
+        async {
+            forward(&mut reader, &socket, &mut pipe.send, meter).await?;
+            drained.notify_one();
+            Ok(())
+        },
+        async {
+            match backward(&mut pipe.recv, &mut writer, meter).await {
+                Err(Cut::Socket) if S::LINGERS => linger(&mut pipe.recv, &drained).await,
+                other => other,
+            }
+        },
     );
     match result {
         Ok(_) => {
@@ -336,6 +358,26 @@ async fn backward(
         recv.release(chunk.len());
     }
     shut(writer).await.map_err(Cut::from)
+}
+
+/// Throws away what comes for a socket that takes no more, until the far end has no more either. The time for that
+/// counts from when all that the socket had sent has been passed on.
+async fn linger(recv: &mut RecvHalf, drained: &Notify) -> Result<(), Cut> {
+    let patience = async {
+        drained.notified().await;
+        sleep(LINGER).await;
+    };
+    let discard = async {
+        while let Some(chunk) = recv.recv().await? {
+            recv.release(chunk.len());
+        }
+        Ok(())
+    };
+    tokio::select! {
+        biased;
+        ended = discard => ended,
+        () = patience => Err(Cut::Socket),
+    }
 }
 
 /// Waits for the socket to take something, unless the stream is given up meanwhile.

@@ -24,6 +24,65 @@ fn reset(socket: &TcpStream) {
     socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
+/// Bytes of a connection to `port` as `ss` counts them: those that whoever dialled has not read yet, and those that have
+/// not left the one who listens.
+fn queued(port: u16) -> [usize; 2] {
+    [("dport", 1), ("sport", 2)].map(|(side, column)| {
+        let ss =
+            std::process::Command::new("ss").args(["-tnH", side, "=", &format!(":{port}")]).output().unwrap();
+        let text = String::from_utf8(ss.stdout).unwrap();
+        text.split_whitespace()
+            .nth(column)
+            .unwrap_or_else(|| panic!("no connection: {text}"))
+            .parse()
+            .unwrap()
+    })
+}
+
+/// kubectl pings while it reads a large answer. A kubelet that has sent all of it and closed answers that with a reset,
+/// which must not cost what the agent has not read yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_kubelet_sent_before_it_closed_arrives_though_the_caller_goes_on_sending() {
+    let world = World::new();
+    let server = world.server();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let kubelet = serve(move |mut socket| {
+        let tell = tell.clone();
+        async move {
+            let port = socket.local_addr().unwrap().port();
+            // Until some of it stays with the agent, and none here.
+            let (block, mut sent, mut stays) = ([7; 32 << 10], 0, 0);
+            while stays < 3 {
+                let [unread, left] = queued(port);
+                if left > 0 {
+                    stays = 0;
+                } else if unread > 0 {
+                    stays += 1;
+                } else {
+                    stays = 0;
+                    socket.write_all(&block).await.unwrap();
+                    sent += block.len();
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+            drop(socket);
+            tell.send(sent).unwrap();
+        }
+    })
+    .await;
+    let _agent = world.agent("node1", server.agents, kubelet);
+    server.sessions(1).await;
+    let mut stream = server.connect("node1:10250").await.unwrap();
+    let sent = within(SOON * 6, told.recv()).await.unwrap();
+    for _ in 0..5 {
+        sleep(Duration::from_millis(50)).await;
+        stream.write_all(b"ping").await.unwrap();
+    }
+    let mut got = Vec::new();
+    within(SOON * 2, stream.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got.len(), sent);
+}
+
 #[tokio::test]
 async fn a_kubelet_that_breaks_off_is_a_break_at_the_caller() {
     let world = World::new();
