@@ -394,6 +394,9 @@ fn balance_all(balance: Balance, balancer: &Arc<Balancer>) {
                 let Ok(Ok(mut far)) = timeout(Duration::from_secs(2), TcpStream::connect(to)).await else {
                     return;
                 };
+                for socket in [&near, &far] {
+                    let _ = socket.set_nodelay(true);
+                }
                 let _ = copy_bidirectional(&mut near, &mut far).await;
             });
         }
