@@ -53,12 +53,13 @@ rust_ok || { echo "setup: no Rust >= $RUST_NEEDED (with rustfmt and clippy) on t
 prometheus=${EDGEFLANNEL_CACHE:-$CACHE}/prometheus
 if ! [ -x "$prometheus/usr/bin/prometheus" ]; then
   say "Debian package prometheus, unpacked into $prometheus"
-  rm -rf "$prometheus" && mkdir -p "$prometheus"
+  mkdir -p "$prometheus.new" && new=$(realpath "$prometheus.new")
   apt-get -qq update
   # in a folder that apt's own user may write to
   package=$(mktemp -d) && chmod 777 "$package"
-  (cd "$package" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb "$prometheus")
-  rm -rf "$package"
+  (cd "$package" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb "$new")
+  # whole or not at all
+  rm -rf "$prometheus" "$package" && mv "$new" "$prometheus"
 fi
 
 # --- Go, only for the tools that the tests drive (kubelet, cnitool, ...) ------------------------

@@ -1,6 +1,6 @@
 //! The node daemon: restores the overlay from the record, then keeps it and follows the cluster.
 //!
-//! One thread, one loop: it waits for the API server ([`crate::cluster::watch`]), the kernel ([`monitor`]), the
+//! One loop (only /healthz has a thread of its own): it waits for the API server ([`crate::cluster::watch`]), the kernel ([`monitor`]), the
 //! clock or a signal, lets the [`keeper`] take it in, and lets it act when something is due. Asked to stop it
 //! stops, and leaves the overlay standing, so that pods go on talking while it is replaced.
 
@@ -31,11 +31,13 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 /// How often everything is looked at, touched or not.
 const TICK: Duration = Duration::from_secs(8);
+/// How long READY waits for libcni's records to be looked through.
+const CLEARED_WITHIN: Duration = Duration::from_secs(5);
 /// What the API server may say before the loop has taken it in.
 const QUEUE: usize = 256;
 
@@ -59,8 +61,11 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
         keeper = Keeper::start(flags, host_name(), run_dir, board) => keeper?,
         () = stop.asked() => return Ok(()),
     };
-    // The runtime is ordered after READY, and gets past no unreadable record.
-    let _ = cleared.await;
+    // The kubelet is ordered after READY, and its runtime gets past no unreadable record. A disk that hangs holds nobody up.
+    tokio::select! {
+        _ = timeout(CLEARED_WITHIN, cleared) => {}
+        () = stop.asked() => return Ok(()),
+    }
     systemd::notify(&format!("READY=1\nSTATUS={}", keeper.status()));
 
     let again = Arc::new(Notify::new());

@@ -1,6 +1,6 @@
 //! The kernel's link, address, route and neighbour tables (rtnetlink), as verbs.
 //!
-//! One of the two files that speak to a kernel socket. A [`Netlink`] belongs to the network namespace it was
+//! A [`Netlink`] belongs to the network namespace it was
 //! opened in. Each verb is one request; what the kernel says against it comes back with the operation in
 //! front: "add route 0.0.0.0/0 via 10.244.1.1: Network is unreachable (os error 101): Nexthop has invalid gateway".
 //! The kernel answers while it takes the request, so requests are sent one after another: several in flight are

@@ -16,7 +16,7 @@ use crate::{
     connect::{self, Progress, Request},
     listen::Handshake,
     refusal::{Reason, Refusal},
-    relay::{self, Cut, Meter, Socket},
+    relay::{self, Cut, Meter, Side, Socket},
     target::{Name, Target},
     tls::ServerTls,
 };
@@ -259,7 +259,7 @@ async fn copy(
                 pipe.send.send(late).await
             };
             match sent.await {
-                Ok(()) => relay::relay(socket, pipe, account).await,
+                Ok(()) => relay::relay(socket, Side::Caller, pipe, account).await,
                 Err(lost) => {
                     socket.reset();
                     Err(lost.into())
@@ -288,7 +288,7 @@ async fn copy(
 pub fn end(copied: Result<(), Cut>) -> End {
     match copied {
         Ok(()) => End::Finished,
-        Err(Cut::Socket) => End::Reset("caller"),
+        Err(Cut::Socket | Cut::Closed) => End::Reset("caller"),
         Err(Cut::Stream(Lost::Reset)) => End::Reset("node"),
         Err(Cut::Stream(Lost::Stalled)) => End::Reset("stalled"),
         Err(Cut::Stream(Lost::Connection)) => End::Reset("session lost"),

@@ -13,7 +13,9 @@ use futures_util::future::poll_fn;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::{
     cell::Cell,
-    fmt, io,
+    fmt,
+    future::Future,
+    io,
     os::fd::AsFd,
     pin::Pin,
     sync::{Mutex, PoisonError},
@@ -43,27 +45,32 @@ const LINGER: Duration = Duration::from_secs(60);
 
 /// A socket at this end of a relay.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
-    /// Whether what it takes no more may be thrown away while what it has sent is passed on. A kubelet that has
-    /// answered in full and closed is no failure, whatever the caller goes on to say (kubectl pings); a caller that
-    /// takes nothing any more is gone.
-    const LINGERS: bool = false;
-
     /// Closes so that the other end sees a reset, as far as the kind of socket can: takes effect when it is dropped.
     fn reset(&self);
 
-    /// Whether the other end has gone altogether, both halves of it. Asked for callers' sockets while their stream takes nothing, so that
-    /// who vanishes then is noticed; what a kubelet that has gone left behind is still passed on, and its socket says no.
-    fn is_gone(&self) -> bool {
-        false
-    }
+    /// Whether the other end has gone altogether, both halves of it.
+    fn is_gone(&self) -> bool;
+}
+
+/// Who is at the other end of a relay's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// One who asked for the connection. It is looked for while its stream takes nothing, so that who vanishes then is
+    /// noticed, and one that takes nothing any more is gone.
+    Caller,
+    /// A kubelet, or what else was dialled. What it sent before it went is passed on, and one that has answered in full
+    /// and closed is no failure, whatever the caller goes on to say (kubectl pings).
+    Target,
 }
 
 impl Socket for TcpStream {
-    const LINGERS: bool = true;
-
     fn reset(&self) {
         // Fails only for a socket that is reset already.
         let _ = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn is_gone(&self) -> bool {
+        hung_up(self)
     }
 }
 
@@ -107,6 +114,8 @@ pub trait Meter {
 pub enum Cut {
     /// The socket at this end broke.
     Socket,
+    /// The other end of the socket at this end had said its last, and takes nothing any more.
+    Closed,
     /// The stream broke, or the far end did.
     Stream(Lost),
 }
@@ -115,6 +124,7 @@ impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket => f.write_str("socket"),
+            Self::Closed => f.write_str("socket closed"),
             Self::Stream(lost) => lost.fmt(f),
         }
     }
@@ -127,8 +137,9 @@ impl From<Lost> for Cut {
 }
 
 impl From<io::Error> for Cut {
-    fn from(_: io::Error) -> Self {
-        Self::Socket
+    /// A reset that comes after the end is a broken pipe, one that comes before it is a reset (`tcp_reset`).
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::Closed } else { Self::Socket }
     }
 }
 
@@ -190,20 +201,29 @@ impl<S: Socket> AsyncWrite for &Shared<'_, S> {
 ///
 /// # Errors
 /// What broke; socket and stream have been reset.
-pub async fn relay<S: Socket>(socket: S, mut pipe: Pipe, meter: &impl Meter) -> Result<(), Cut> {
+pub async fn relay(socket: impl Socket, side: Side, mut pipe: Pipe, meter: &impl Meter) -> Result<(), Cut> {
     let mut whole = Whole { socket, done: false };
     let socket = Shared(Mutex::new(&mut whole.socket));
     let (mut reader, mut writer) = (&socket, &socket);
     let drained = Notify::new();
     let result = tokio::try_join!(
         async {
-            forward(&mut reader, &socket, &mut pipe.send, meter).await?;
+            let caller = (side == Side::Caller).then_some(&socket);
+            forward(&mut reader, caller, &mut pipe.send, meter).await?;
             drained.notify_one();
             Ok(())
         },
         async {
             match backward(&mut pipe.recv, &mut writer, meter).await {
-                Err(Cut::Socket) if S::LINGERS => linger(&mut pipe.recv, &drained).await,
+                Err(Cut::Closed) if side == Side::Target => {
+                    let discard = async {
+                        while let Some(chunk) = pipe.recv.recv().await? {
+                            pipe.recv.release(chunk.len());
+                        }
+                        Ok(())
+                    };
+                    linger(discard, &drained).await
+                }
                 other => other,
             }
         },
@@ -221,21 +241,41 @@ pub async fn relay<S: Socket>(socket: S, mut pipe: Pipe, meter: &impl Meter) -> 
     }
 }
 
-/// Copies between two sockets.
+/// Copies between a caller's socket and a target's.
 ///
 /// # Errors
-/// [`Cut::Socket`] when `a` broke, a reset of the stream when `b` did; both have been reset.
-pub async fn splice<A: Socket, B: Socket>(a: A, b: B, meter: &impl Meter) -> Result<(), Cut> {
-    let mut a = Whole { socket: a, done: false };
-    let mut b = Whole { socket: b, done: false };
-    let (mut a_reader, mut a_writer) = tokio::io::split(&mut a.socket);
-    let (mut b_reader, mut b_writer) = tokio::io::split(&mut b.socket);
+/// [`Cut::Socket`] when the caller's broke, a reset of the stream when the target's did; both have been reset.
+pub async fn splice(caller: impl Socket, target: impl Socket, meter: &impl Meter) -> Result<(), Cut> {
+    const TARGETS: Cut = Cut::Stream(Lost::Reset);
+    let mut caller = Whole { socket: caller, done: false };
+    let mut target = Whole { socket: target, done: false };
+    let (mut from_caller, mut to_caller) = tokio::io::split(&mut caller.socket);
+    let (mut from_target, mut to_target) = tokio::io::split(&mut target.socket);
+    let drained = Notify::new();
     tokio::try_join!(
-        between(&mut a_reader, &mut b_writer, |n| meter.sent(n), Cut::Socket, Cut::Stream(Lost::Reset)),
-        between(&mut b_reader, &mut a_writer, |n| meter.received(n), Cut::Stream(Lost::Reset), Cut::Socket),
+        async {
+            match between(&mut from_caller, &mut to_target, |n| meter.sent(n)).await {
+                Err(Broke::Writer(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    let discard = async {
+                        while !poll_fn(|cx| poll_chunk(Pin::new(&mut from_caller), cx)).await?.is_empty() {}
+                        Ok(())
+                    };
+                    linger(discard, &drained).await
+                }
+                Err(Broke::Writer(_)) => Err(TARGETS),
+                Err(Broke::Reader) => Err(Cut::Socket),
+                Ok(()) => Ok(()),
+            }
+        },
+        async {
+            let copied = between(&mut from_target, &mut to_caller, |n| meter.received(n)).await;
+            copied.map_err(|broke| if matches!(broke, Broke::Reader) { TARGETS } else { Cut::Socket })?;
+            drained.notify_one();
+            Ok(())
+        },
     )?;
-    a.done = true;
-    b.done = true;
+    caller.done = true;
+    target.done = true;
     Ok(())
 }
 
@@ -293,31 +333,36 @@ async fn through(
     }
 }
 
+/// Which side of a copy between sockets broke.
+#[derive(Debug)]
+enum Broke {
+    Reader,
+    Writer(io::Error),
+}
+
 async fn between(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     passed: impl Fn(usize),
-    reader_broke: Cut,
-    writer_broke: Cut,
-) -> Result<(), Cut> {
+) -> Result<(), Broke> {
     loop {
-        let chunk = poll_fn(|cx| poll_chunk(Pin::new(reader), cx)).await.map_err(|_| reader_broke)?;
+        let chunk = poll_fn(|cx| poll_chunk(Pin::new(reader), cx)).await.map_err(|_| Broke::Reader)?;
         if chunk.is_empty() {
-            return shut(writer).await.map_err(|_| writer_broke);
+            return shut(writer).await.map_err(Broke::Writer);
         }
         passed(chunk.len());
         let mut rest = &chunk[..];
         while !rest.is_empty() {
             let written = poll_fn(|cx| Pin::new(&mut *writer).poll_write(cx, rest)).await;
-            rest = &rest[nonzero(written).map_err(|_| writer_broke)?..];
+            rest = &rest[nonzero(written).map_err(Broke::Writer)?..];
         }
-        poll_fn(|cx| Pin::new(&mut *writer).poll_flush(cx)).await.map_err(|_| writer_broke)?;
+        poll_fn(|cx| Pin::new(&mut *writer).poll_flush(cx)).await.map_err(Broke::Writer)?;
     }
 }
 
 async fn forward(
     reader: &mut (impl AsyncRead + Unpin),
-    socket: &Shared<'_, impl Socket>,
+    caller: Option<&Shared<'_, impl Socket>>,
     send: &mut SendHalf,
     meter: &impl Meter,
 ) -> Result<(), Cut> {
@@ -336,8 +381,16 @@ async fn forward(
         tokio::select! {
             biased;
             sent = send.send(chunk) => sent?,
-            () = socket.gone() => return Err(Cut::Socket),
+            () = gone(caller) => return Err(Cut::Socket),
         }
+    }
+}
+
+/// Ready when a caller that is to be looked for has gone.
+async fn gone(caller: Option<&Shared<'_, impl Socket>>) {
+    match caller {
+        Some(caller) => caller.gone().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -362,21 +415,15 @@ async fn backward(
 
 /// Throws away what comes for a socket that takes no more, until the far end has no more either. The time for that
 /// counts from when all that the socket had sent has been passed on.
-async fn linger(recv: &mut RecvHalf, drained: &Notify) -> Result<(), Cut> {
+async fn linger(discard: impl Future<Output = Result<(), Cut>>, drained: &Notify) -> Result<(), Cut> {
     let patience = async {
         drained.notified().await;
         sleep(LINGER).await;
     };
-    let discard = async {
-        while let Some(chunk) = recv.recv().await? {
-            recv.release(chunk.len());
-        }
-        Ok(())
-    };
     tokio::select! {
         biased;
         ended = discard => ended,
-        () = patience => Err(Cut::Socket),
+        () = patience => Err(Cut::Closed),
     }
 }
 

@@ -10,12 +10,9 @@ use crate::flags::ApiAddress;
 use http::Uri;
 use hyper::rt::{Read, Write};
 use hyper_util::{
-    client::{
-        legacy::{
-            self,
-            connect::{Connection, HttpConnector, proxy::Tunnel},
-        },
-        proxy::matcher::Matcher,
+    client::legacy::{
+        self,
+        connect::{Connection, HttpConnector, proxy::Tunnel},
     },
     rt::TokioExecutor,
 };
@@ -72,7 +69,8 @@ async fn config(address: &ApiAddress) -> Result<(Config, Option<Proxy>), String>
     };
     // Retries are this program's own affair: it knows what else there is to do meanwhile.
     config.default_retry = false;
-    let proxy = proxy::choose(proxy.as_deref(), &Matcher::from_env(), &config.cluster_url)?;
+    let environment = proxy::environment(|name| std::env::var(name).ok())?;
+    let proxy = proxy::choose(proxy.as_deref(), &environment, &config.cluster_url)?;
     Ok((config, proxy))
 }
 

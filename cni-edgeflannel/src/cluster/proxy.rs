@@ -26,7 +26,7 @@ pub fn choose(written: Option<&str>, environment: &Matcher, server: &Uri) -> Res
     let found = match written.filter(|url| !url.is_empty()) {
         Some(url) => {
             let all = Matcher::builder().all(url).build().intercept(server);
-            Some(all.ok_or_else(|| format!("the kubeconfig's proxy-url {url:?} is no proxy's URL"))?)
+            Some(all.ok_or_else(|| format!("the kubeconfig's proxy-url {:?} is no proxy's URL", bare(url)))?)
         }
         None if is_this_node(server) => None,
         None => environment.intercept(server),
@@ -41,6 +41,32 @@ pub fn written(kubeconfig: &Kubeconfig) -> Option<String> {
     let context = kubeconfig.contexts.iter().find(|context| context.name == *current)?.context.as_ref()?;
     let cluster = kubeconfig.clusters.iter().find(|cluster| cluster.name == context.cluster)?;
     cluster.cluster.as_ref()?.proxy_url.clone()
+}
+
+/// The environment's, as Go reads it: not `ALL_PROXY`, which curl knows.
+///
+/// # Errors
+/// A sentence, when `HTTPS_PROXY` is no proxy's URL: going around it would not be what was meant.
+pub fn environment(variable: impl Fn(&str) -> Option<String>) -> Result<Matcher, String> {
+    let either = |name: &str| {
+        let found = variable(name).filter(|text| !text.is_empty());
+        found.or_else(|| variable(&name.to_lowercase())).unwrap_or_default()
+    };
+    let proxy = either("HTTPS_PROXY");
+    let somewhere = Uri::from_static("https://example.com");
+    if !proxy.is_empty() && Matcher::builder().https(&*proxy).build().intercept(&somewhere).is_none() {
+        return Err(format!("HTTPS_PROXY {:?} is no proxy's URL", bare(&proxy)));
+    }
+    Ok(Matcher::builder().https(proxy).no(either("NO_PROXY")).build())
+}
+
+/// Without user and password.
+fn bare(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://{place}"),
+        (None, Some((_, place))) => place.to_owned(),
+        (_, None) => url.to_owned(),
+    }
 }
 
 fn usable(found: Intercept) -> Result<Proxy, String> {
@@ -96,7 +122,25 @@ mod tests {
             let said = chosen(None, proxy, "", server).unwrap_err();
             assert!(said.contains(proxy) && said.contains("only http://"), "{said}");
         }
-        assert!(chosen(Some("ftp://x"), "", "", server).unwrap_err().contains("\"ftp://x\""));
+        let said = chosen(Some("ftp://u:secret@x"), "", "", server).unwrap_err();
+        assert!(said.contains("\"ftp://x\""), "{said}");
+    }
+
+    #[test]
+    fn the_environment_is_read_as_go_reads_it() {
+        let read = |set: &[(&str, &str)]| {
+            let value =
+                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+            let matcher = environment(value)?;
+            let found = choose(None, &matcher, &"https://api.example.com:6443".parse().unwrap())?;
+            Ok::<_, String>(found.map(|proxy| proxy.url.to_string()))
+        };
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[("ALL_PROXY", "socks5://x:1")]), Ok(None));
+        assert_eq!(read(&[("https_proxy", "http://x:1")]).unwrap().as_deref(), Some("http://x:1/"));
+        assert_eq!(read(&[("HTTPS_PROXY", "http://x:1"), ("no_proxy", "example.com")]), Ok(None));
+        let said = read(&[("HTTPS_PROXY", "ftp://u:secret@x")]).unwrap_err();
+        assert_eq!(said, "HTTPS_PROXY \"ftp://x\" is no proxy's URL");
     }
 
     #[test]

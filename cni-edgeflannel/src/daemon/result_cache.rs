@@ -22,43 +22,60 @@ const MOST: usize = 20_000;
 /// A result is a few hundred bytes. What is larger than this is nothing that libcni wrote, and left alone.
 const LARGEST: u64 = 1 << 20;
 /// What was touched so lately may be in the middle of being written. By the same clock that dates files, which need
-/// not be right: a file from the future is an old one.
+/// not be right: a file from a further future is an old one.
 const JUST_NOW: Duration = Duration::from_secs(10);
 /// Nobody needs so long to write a result.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// A file that is no JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 struct Unreadable {
     path: PathBuf,
     bytes: u64,
     modified: Option<SystemTime>,
+    /// Touched less than [`JUST_NOW`] before it was read, or dated as little after.
+    young: bool,
     why: String,
 }
 
-impl Unreadable {
-    fn touched_just_now(&self, now: SystemTime) -> bool {
-        self.modified.is_none_or(|then| now.duration_since(then).is_ok_and(|age| age < JUST_NOW))
-    }
+/// By a clock that may run backwards.
+fn just_now(then: SystemTime) -> bool {
+    let now = SystemTime::now();
+    now.duration_since(then).unwrap_or_else(|ahead| ahead.duration()) < JUST_NOW
 }
 
 /// Removes the records below libcni's cache directory that are no JSON; gives their paths. No directory, nothing to
 /// do. Never fails: what cannot be removed is said, and the node works as well as before.
 pub fn clear(cache_dir: &Path) -> Vec<PathBuf> {
     let dir = cache_dir.join("results");
-    let now = SystemTime::now();
-    let (young, old): (Vec<_>, Vec<_>) =
-        unreadable(&dir).into_iter().partition(|file| file.touched_just_now(now));
+    let (young, old): (Vec<_>, Vec<_>) = unreadable(&dir).into_iter().partition(|file| file.young);
     let mut removed: Vec<PathBuf> = old.iter().filter_map(remove).collect();
     if !young.is_empty() {
         thread::sleep(WRITTEN_WITHIN);
         let still = unreadable(&dir);
-        removed.extend(young.iter().filter(|file| still.contains(file)).filter_map(remove));
+        let unchanged =
+            |file: &&Unreadable| still.iter().any(|again| again.path == file.path && again.same_as(file));
+        removed.extend(young.iter().filter(unchanged).filter_map(remove));
     }
     removed
 }
 
+impl Unreadable {
+    fn same_as(&self, other: &Self) -> bool {
+        (self.bytes, self.modified) == (other.bytes, other.modified)
+    }
+
+    /// Nobody has written to it since it was read.
+    fn stands(&self) -> bool {
+        fs::symlink_metadata(&self.path)
+            .is_ok_and(|now| now.len() == self.bytes && now.modified().ok() == self.modified)
+    }
+}
+
 fn remove(file: &Unreadable) -> Option<PathBuf> {
+    if !file.stands() {
+        return None;
+    }
     let Unreadable { path, bytes, why, .. } = file;
     match fs::remove_file(path) {
         Ok(()) => {
@@ -93,7 +110,8 @@ fn read(entry: &DirEntry) -> Option<Unreadable> {
     let metadata =
         entry.metadata().ok().filter(|metadata| metadata.is_file() && metadata.len() <= LARGEST)?;
     let why = serde_json::from_slice::<IgnoredAny>(&fs::read(&path).ok()?).err()?.to_string();
-    Some(Unreadable { path, bytes: metadata.len(), modified: metadata.modified().ok(), why })
+    let modified = metadata.modified().ok();
+    Some(Unreadable { path, bytes: metadata.len(), modified, young: modified.is_none_or(just_now), why })
 }
 
 #[cfg(test)]

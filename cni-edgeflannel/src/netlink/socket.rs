@@ -22,7 +22,7 @@ use std::{
     io,
 };
 
-/// The kernel answers at once. Should it ever not, nothing waits for ever.
+/// The kernel works while it takes a request and answers at once. Should no answer come, nobody waits for one for ever.
 const ANSWER_LIMIT: i64 = 10;
 /// The kernel puts as much of a list into one datagram as the reader has room for, up to this
 /// (`netlink_recvmsg`), and answers to single requests are far below.
@@ -32,6 +32,8 @@ const ALIGNMENT: usize = 4;
 
 // linux/netlink.h
 const NETLINK_HEADER_LEN: usize = 16;
+/// Below are those about the exchange itself.
+const NLMSG_MIN_TYPE: u16 = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
 /// Why a request was not carried out.
@@ -159,7 +161,9 @@ impl Answer {
                 Ok(NetlinkPayload::Done(_) | NetlinkPayload::Error(_)) => return Ok(true),
                 Ok(_) => {}
                 // One thing in a list that the library cannot read is none of ours.
-                Err(e) if self.ends_itself => debug!("a netlink message that cannot be read: {e}"),
+                Err(e) if self.ends_itself && header.message_type() >= NLMSG_MIN_TYPE => {
+                    debug!("a netlink message that cannot be read: {e}")
+                }
                 Err(e) => return Err(invalid(&e.to_string()).into()),
             }
             if !self.ends_itself {
@@ -229,7 +233,8 @@ mod tests {
     fn bytes_that_are_no_messages_are_an_error() {
         assert!(answer(true).take(&[1, 2, 3]).is_err());
         assert!(answer(true).take(&[0; 16]).is_err());
-        let unreadable = message(2, 7, &[1]);
+        assert!(answer(true).take(&message(2, 7, &[1])).is_err(), "an end that cannot be read");
+        let unreadable = message(libc::RTM_NEWLINK, 7, &[1]);
         assert!(answer(false).take(&unreadable).is_err());
         assert!(!answer(true).take(&unreadable).unwrap(), "one of a list: left out");
     }

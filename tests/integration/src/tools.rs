@@ -165,13 +165,18 @@ pub fn ours() -> Result<PathBuf> {
     Ok(target_dir()?.join("debug"))
 }
 
-/// Our `edge-tunnel`: from `EDGEFLANNEL_BIN_DIR` if it is there, else a debug build. The one that lies beside the tests is taken when it is newer
-/// than its sources: a build for this package alone would choose other features, and take minutes.
+/// Our `edge-tunnel`: from `EDGEFLANNEL_BIN_DIR` if it is there, else a debug build; either is taken when it is newer than its
+/// sources: a build for this package alone would choose other features, and take minutes.
 pub fn edge_tunnel() -> Result<PathBuf> {
     const NAME: &str = "edge-tunnel";
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tunnel/src");
+    let is_current = |path: &Path| {
+        let built = fs::metadata(path).and_then(|file| file.modified());
+        built.is_ok_and(|built| newest(&sources).is_ok_and(|source| source <= built))
+    };
     if let Some(dir) = std::env::var_os("EDGEFLANNEL_BIN_DIR") {
         let path = PathBuf::from(dir).join(NAME);
-        if path.exists() {
+        if is_current(&path) {
             return Ok(path);
         }
     }
@@ -181,9 +186,7 @@ pub fn edge_tunnel() -> Result<PathBuf> {
         return Ok(path.clone());
     }
     let path = target_dir()?.join("debug").join(NAME);
-    let built = fs::metadata(&path).and_then(|file| file.modified()).ok();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tunnel/src");
-    if built.is_none_or(|built| newest(&sources).is_ok_and(|source| source > built)) {
+    if !is_current(&path) {
         cargo_build(&["-p", "tunnel", "--bin", NAME])?;
     }
     *found = Some(path.clone());

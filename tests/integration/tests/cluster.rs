@@ -208,7 +208,10 @@ fn nodes_that_lose_power_while_the_cloud_is_away_come_back_as_they_were() {
     let mut node3 = cluster.node("node3").unwrap();
     let node3 = node3.get().unwrap();
     node3.pod_when("inspector", |pod| pod.container != inspector.container).unwrap();
-    node3.host.sh("! ip link show cni0; ! ls /var/lib/cni/ipam-sticky /var/lib/cni/results").unwrap();
+    node3
+        .host
+        .sh("! ip link show cni0 && ! test -e /var/lib/cni/ipam-sticky && ! test -e /var/lib/cni/results")
+        .unwrap();
     let vtep =
         node3.host.sh("ip -4 -o addr show dev flannel.1 | sed 's,.*inet \\([0-9.]*\\).*,\\1,'").unwrap();
     assert_eq!(http_get(node3, &format!("http://{}/", neighbour.address)).unwrap().trim(), name(neighbour));

@@ -123,7 +123,7 @@ fn start_prometheus(cluster: &Cluster) -> Daemon {
     let targets = |port: u16| json!([{"targets": NODES.map(|node| format!("{node}:{port}"))}]);
     let plain = "http://prometheus:by-name-too@127.0.0.1:3128";
     let config = json!({
-        "global": {"scrape_interval": "3s", "scrape_timeout": "3s"},
+        "global": {"scrape_interval": "5s", "scrape_timeout": "5s"},
         "scrape_configs": [
             {"job_name": "kubelet", "scheme": "https", "static_configs": targets(10250),
              "proxy_url": format!("https://prometheus:by-name-too@{CLOUD}:3129"),

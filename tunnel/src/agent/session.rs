@@ -11,7 +11,7 @@ use crate::{
     metrics::Metrics,
     policy::Policy,
     refusal::{Reason, Refusal},
-    relay::{self, Meter},
+    relay::{self, Meter, Side},
     target::Name,
 };
 use std::{
@@ -149,7 +149,7 @@ impl Session {
         let Ok((pipe, mover)) = incoming.accept() else { return };
         self.movers().insert(stream, mover);
         self.dialler.node.metrics.stream_opened();
-        let ended = relay::relay(socket, pipe, &self.dialler.node).await;
+        let ended = relay::relay(socket, Side::Target, pipe, &self.dialler.node).await;
         self.movers().remove(&stream);
         self.dialler.node.metrics.stream_closed();
         if let Err(cut) = ended {

@@ -165,6 +165,10 @@ impl<S: Caller> Socket for Answering<S> {
     fn reset(&self) {
         self.socket.reset();
     }
+
+    fn is_gone(&self) -> bool {
+        self.socket.is_gone()
+    }
 }
 
 impl<S: Caller> Caller for Answering<S> {

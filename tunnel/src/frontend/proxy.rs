@@ -16,6 +16,7 @@ use crate::{
         request::{self, METHODS, What},
         users::Users,
     },
+    refusal::{Reason, Refusal},
     target::Target,
     tls::{self, ServerTls},
 };
@@ -85,27 +86,28 @@ impl Proxy {
         let somebody = SOMEBODY.into();
         let nobody = Visit { gate: &self.gate, caller: &somebody, start };
         let asked = async {
-            let asked = match read_head(&mut socket, |bytes| reader.push(bytes)).await? {
-                Ok(head) => request::read(&head),
-                Err(refusal) => Err(refusal),
-            };
-            let asked = match asked {
+            // A head that never ends, a caller that says nothing or goes: there is nobody to tell.
+            let head = timeout(HEAD, read_head(&mut socket, |bytes| reader.push(bytes))).await.ok()??;
+            let asked = match head.and_then(|head| request::read(&head)) {
                 Ok(asked) => asked,
                 Err(refusal) => return Some(Err(nobody.refused(None, &reader.request_line(), refusal))),
             };
-            match self.users.authenticate(asked.credentials.as_ref()).await {
+            let user = match timeout(HEAD, self.users.authenticate(asked.credentials.as_ref())).await {
+                Ok(user) => user,
+                Err(_) => Err(Refusal::new(Reason::TooMany, "too many passwords are being tried; try again")),
+            };
+            match user {
                 Ok(user) => Some(Ok((asked.target, asked.what, user))),
                 Err(refusal) => Some(Err(nobody.refused(None, &asked.target.to_string(), refusal))),
             }
         };
-        let asked = timeout(HEAD, asked).await;
+        let asked = asked.await;
         // From here on it is not one of those that anybody can open, and keeps neither head nor password.
         drop((handshake, reader));
         let refused = match asked {
-            // A head that never ends, a caller that says nothing or goes: there is nobody to tell.
-            Err(_) | Ok(None) => return,
-            Ok(Some(Err(answer))) => Some((socket, answer)),
-            Ok(Some(Ok((target, what, user)))) => {
+            None => return,
+            Some(Err(answer)) => Some((socket, answer)),
+            Some(Ok((target, what, user))) => {
                 let caller: Arc<str> = format!("{SOMEBODY}:{}", user.name).into();
                 let visit = Visit { gate: &self.gate, caller: &caller, start };
                 let admitted = user.may_reach(target.port).and_then(|()| self.gate.admit(&caller));

@@ -186,7 +186,9 @@ impl Listen {
                 self.audit(&order, &via, (0, 0), start, &End::Refused(refusal));
             }
             Ok(((pipe, account), _slot)) => {
-                let Ok((caller, _)) = incoming.accept() else { return };
+                let Ok((caller, _)) = incoming.accept() else {
+                    return self.audit(&order, &via, (0, 0), start, &End::Reset("caller"));
+                };
                 let end = tokio::select! {
                     end = relay::bridge(caller, pipe, &account) => frontend::end(end),
                     () = self.gate.cut() => End::Reset("drain"),

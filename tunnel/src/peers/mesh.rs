@@ -18,7 +18,10 @@ use crate::{
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{
@@ -207,7 +210,12 @@ impl Mesh {
         .await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let leaf = chain.first().and_then(|leaf| Leaf::parse(leaf).ok()).ok_or("it shows no certificate")?;
+        // Its name and CA have been checked in the handshake; a node is never a replica, whatever names it has.
+        if leaf.is_nodes() {
+            return Err("its certificate is a node's (O=system:nodes)".into());
+        }
         let heard = stream.get_ref().0.heard();
+        let entered_once = AtomicBool::new(false);
         let (opener, live) =
             peer::asking_side(stream, heard.clone()).await.map_err(|error| error.to_string())?;
         let follow = async {
@@ -226,11 +234,16 @@ impl Mesh {
             let peer = Peer { who, remote: address, opener: opener.clone(), heard, table };
             let Some(entered) = self.peers.enter(Arc::new(peer)) else { return Ok(Tried::Already) };
             log::info!("connected to replica {} at {address}", entered.peer.who.replica);
+            entered_once.store(true, Relaxed);
             self.listen_to(&entered, pipe, tell).await.map(Tried::Was)
         };
         tokio::select! {
             tried = follow => tried,
-            ended = live => Ok(Tried::Was(ended.to_string())),
+            // TLS 1.3 refuses our certificate only after the handshake: that is no connection that was.
+            ended = live => match entered_once.load(Relaxed) {
+                true => Ok(Tried::Was(ended.to_string())),
+                false => Err(format!("it ends the connection: {ended}")),
+            },
             () = tls::expired(leaf.not_after.min(client.leaf.not_after)) => Ok(Tried::Was("a certificate has expired".into())),
         }
     }

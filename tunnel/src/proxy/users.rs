@@ -83,7 +83,11 @@ fn parse(bytes: &[u8]) -> Result<Table, String> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err("it is empty; a list without users is written []".into());
     }
-    let list: Vec<Written> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let list: Vec<Written> = serde_json::from_slice(bytes).map_err(|error| {
+        // Its own words may quote a hash, or a password in the wrong place.
+        let what = if error.is_data() { "is not a list of {name, hash, ports}" } else { "is no JSON" };
+        format!("it {what}, from line {}, column {} on", error.line(), error.column())
+    })?;
     let mut users = HashMap::new();
     let mut highest = *COSTS.start();
     for written in list {
@@ -146,7 +150,14 @@ impl Users {
     /// When it is not there or not a good list.
     pub fn open(path: PathBuf) -> Result<Self, String> {
         let shown = path.display().to_string();
-        let load = move |files: &[Vec<u8>]| parse(&files[0]).map_err(|why| format!("{shown}: {why}"));
+        let last = Mutex::new(HashMap::new());
+        let load = move |files: &[Vec<u8>]| {
+            let table = parse(&files[0]).map_err(|why| format!("{shown}: {why}"))?;
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            table.users.values().for_each(|user| user.remember_as(last.get(&user.name)));
+            last.clone_from(&table.users);
+            Ok(table)
+        };
         // Half of the cores go on with the rest, however many passwords come.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let computing = Arc::new(Semaphore::new((cores / 2).max(1)));
@@ -180,6 +191,15 @@ impl User {
             remembered: OnceLock::new(),
             turn: Arc::new(Semaphore::new(1)),
             trying: Mutex::default(),
+        }
+    }
+
+    /// Takes over what is known of a user of an earlier file with the same hash.
+    fn remember_as(&self, former: Option<&Arc<Self>>) {
+        let right =
+            former.filter(|former| former.hash == self.hash).and_then(|former| former.remembered.get());
+        if let Some(right) = right {
+            let _ = self.remembered.set(right.clone());
         }
     }
 

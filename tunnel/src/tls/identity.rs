@@ -132,7 +132,8 @@ impl Leaf {
         if shares && !self.is_nodes() { Ok(()) } else { Err(NotThatOne::NotAReplica(self.shown())) }
     }
 
-    fn is_nodes(&self) -> bool {
+    /// Whether this is a node's own certificate.
+    pub fn is_nodes(&self) -> bool {
         self.organizations.iter().any(|name| name == NODES)
     }
 
