@@ -83,11 +83,8 @@ fn parse(bytes: &[u8]) -> Result<Table, String> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err("it is empty; a list without users is written []".into());
     }
-    let list: Vec<Written> = serde_json::from_slice(bytes).map_err(|error| {
-        // Its own words may quote a hash, or a password in the wrong place.
-        let what = if error.is_data() { "is not a list of {name, hash, ports}" } else { "is no JSON" };
-        format!("it {what}, from line {}, column {} on", error.line(), error.column())
-    })?;
+    let list: Vec<Written> =
+        serde_json::from_slice(bytes).map_err(|error| without_quotation(&error.to_string()))?;
     let mut users = HashMap::new();
     let mut highest = *COSTS.start();
     for written in list {
@@ -101,6 +98,14 @@ fn parse(bytes: &[u8]) -> Result<Table, String> {
     // The hash of no password that anybody knows; a name that nobody has takes as long as one that somebody has.
     let nobody = User::new("-", &format!("$2b${highest:02}${}", "e".repeat(53)), Vec::new());
     Ok(Table { users, nobody: Arc::new(nobody) })
+}
+
+/// What an error says, but for the text that it quotes: a hash, or a password in the wrong place.
+fn without_quotation(said: &str) -> String {
+    match (said.split_once('"'), said.rsplit_once('"')) {
+        (Some((before, _)), Some((_, after))) => format!("{before}…{after}"),
+        _ => said.to_owned(),
+    }
 }
 
 impl Written {
@@ -321,6 +326,8 @@ mod tests {
             (format!(r#"[{{"name": "a", "hash": "{good}", "ports": [0]}}]"#), "no port"),
             (format!(r#"[{{"name": "a", "hash": "{good}", "ports": [70000]}}]"#), "70000"),
             (format!(r#"[{{"name": "a", "hash": "{good}", "port": [1]}}]"#), "port"),
+            (format!(r#"["a:{good}"]"#), "line 1"),
+            (format!(r#"[{{"name": "a", "hash": "{good}", "ports": "secret"}}]"#), "line 1"),
             (format!(r#"[{{"name": "a", "hash": "{good}"}}, {{"name": "a", "hash": "{good}"}}]"#), "twice"),
         ] {
             let why = parse(text.as_bytes()).unwrap_err();

@@ -39,18 +39,16 @@ fn queued(port: u16) -> [usize; 2] {
     })
 }
 
-/// kubectl pings while it reads a large answer. A kubelet that has sent all of it and closed answers that with a reset,
-/// which must not cost what the agent has not read yet.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_kubelet_sent_before_it_closed_arrives_though_the_caller_goes_on_sending() {
-    let world = World::new();
-    let server = world.server();
-    let (tell, mut told) = mpsc::unbounded_channel();
+/// A kubelet that sends until some of it stays unread with the agent, and nothing with itself; then it goes, as `go` does.
+/// Tells how much it has sent.
+async fn filling(
+    go: impl Fn(TcpStream) + Copy + Send + 'static,
+) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<usize>) {
+    let (tell, told) = mpsc::unbounded_channel();
     let kubelet = serve(move |mut socket| {
         let tell = tell.clone();
         async move {
             let port = socket.local_addr().unwrap().port();
-            // Until some of it stays with the agent, and none here.
             let (block, mut sent, mut stays) = ([7; 32 << 10], 0, 0);
             while stays < 3 {
                 let [unread, left] = queued(port);
@@ -65,11 +63,40 @@ async fn what_a_kubelet_sent_before_it_closed_arrives_though_the_caller_goes_on_
                 }
                 sleep(Duration::from_millis(5)).await;
             }
-            drop(socket);
+            go(socket);
             tell.send(sent).unwrap();
         }
     })
     .await;
+    (kubelet, told)
+}
+
+/// The same, but what the kubelet had to say was not finished: that may not look so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kubelet_that_breaks_off_before_the_agent_has_read_all_is_a_break_though_the_caller_goes_on_sending()
+ {
+    let world = World::new();
+    let server = world.server();
+    let (kubelet, mut told) = filling(|socket| reset(&socket)).await;
+    let _agent = world.agent("node1", server.agents, kubelet);
+    server.sessions(1).await;
+    let mut stream = server.connect_tls(&world.pki, "node1:10250").await.unwrap();
+    within(SOON * 6, told.recv()).await.unwrap();
+    for _ in 0..5 {
+        sleep(Duration::from_millis(50)).await;
+        let _ = stream.write_all(b"ping").await;
+    }
+    let ended = within(SOON * 2, stream.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_err(), "{ended:?}");
+}
+
+/// kubectl pings while it reads a large answer. A kubelet that has sent all of it and closed answers that with a reset,
+/// which must not cost what the agent has not read yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_kubelet_sent_before_it_closed_arrives_though_the_caller_goes_on_sending() {
+    let world = World::new();
+    let server = world.server();
+    let (kubelet, mut told) = filling(drop).await;
     let _agent = world.agent("node1", server.agents, kubelet);
     server.sessions(1).await;
     let mut stream = server.connect("node1:10250").await.unwrap();

@@ -46,7 +46,8 @@ impl SiteProxy {
         }
         let head = String::from_utf8(head).ok()?;
         self.asked.lock().unwrap().push(head.clone());
-        if !head.to_lowercase().contains("proxy-authorization: basic") {
+        // edge:secret
+        if !head.to_lowercase().contains(&"proxy-authorization: Basic ZWRnZTpzZWNyZXQ=".to_lowercase()) {
             return client.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").ok();
         }
         let mut server = TcpStream::connect(head.strip_prefix("CONNECT ")?.split(' ').next()?).ok()?;
