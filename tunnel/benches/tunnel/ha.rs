@@ -1,7 +1,7 @@
 //! What several replicas cost and give: the forwarded hop, the time after a crash, the memory of many agents.
 
 use crate::{
-    Options,
+    Options, ours,
     replicas::{Balance, Cloud, Load},
 };
 use std::{
@@ -17,10 +17,6 @@ use tokio::{
 fn at(figures: &mut [f64], share: f64) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[((figures.len() - 1) as f64 * share) as usize]
-}
-
-fn row(name: &str, figure: f64, goal: &str) {
-    println!("{name:56} {:>9} {figure:9.3} {:>7}  {goal}", "", "");
 }
 
 pub async fn measure(options: &Options) {
@@ -56,9 +52,9 @@ async fn hop(rounds: usize) {
         for share in [0.5, 0.99] {
             let [own, forwarded] = figures.each_mut().map(|figures| at(figures, share));
             let goal = if share == 0.5 { "added <= 0.15" } else { "added <= 1" };
-            row(&format!("{name}, own session, ms p{}", share * 100.0), own, "");
-            row(&format!("{name}, forwarded, ms p{}", share * 100.0), forwarded, "");
-            row(&format!("{name}, added by the hop, ms p{}", share * 100.0), forwarded - own, goal);
+            ours(&format!("{name}, own session, ms p{}", share * 100.0), own, "");
+            ours(&format!("{name}, forwarded, ms p{}", share * 100.0), forwarded, "");
+            ours(&format!("{name}, added by the hop, ms p{}", share * 100.0), forwarded - own, goal);
         }
     }
 }
@@ -80,7 +76,7 @@ async fn failover() {
         cloud.kill(1).await;
         sleep(Duration::from_secs(10)).await;
         let last = load.end().await.iter().map(|(when, _)| when.duration_since(killed)).max();
-        row(name, last.unwrap_or_default().as_secs_f64(), "<= 5");
+        ours(name, last.unwrap_or_default().as_secs_f64(), "<= 5");
     }
 }
 
@@ -106,13 +102,13 @@ async fn memory(agents: usize) {
         sleep(Duration::from_millis(500)).await;
     }
     let first = first.unwrap_or_default().as_secs_f64();
-    row(&format!("{agents} agents have as many sessions after, s (their keys too)"), first, "");
-    row("all of them have two after, s", start.elapsed().as_secs_f64(), "<= 30 after their start");
-    row("dials per agent", cloud.dials() as f64 / agents as f64, "konnectivity: n * H(n) = 5.5 for 3");
+    ours(&format!("{agents} agents have as many sessions after, s (their keys too)"), first, "");
+    ours("all of them have two after, s", start.elapsed().as_secs_f64(), "<= 30 after their start");
+    ours("dials per agent", cloud.dials() as f64 / agents as f64, "konnectivity: n * H(n) = 5.5 for 3");
     for (number, replica) in cloud.replicas.lock().unwrap().iter() {
         let status = std::fs::read_to_string(format!("/proc/{}/status", replica.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let kib: f64 = line.trim().split(' ').next().unwrap().parse().unwrap();
-        row(&format!("replica r{number}, MiB"), kib / 1024.0, "");
+        ours(&format!("replica r{number}, MiB"), kib / 1024.0, "");
     }
 }

@@ -1,10 +1,11 @@
-//! What the tunnel costs and gives, beside a plain rustls relay and konnectivity, in one interleaved run:
+//! What the tunnel costs and gives, beside a plain rustls relay, konnectivity and rathole, in one interleaved run:
 //! `scripts/bench.sh tunnel`.
 //!
 //! Everything happens in two network namespaces with a WAN between, made and removed here (root is needed). The relay
 //! is the floor: one TLS connection for every stream, 64 KiB copies, nothing else. konnectivity takes part where
-//! `ETUN_BENCH_KONNECTIVITY` names the folder of its programs. Words on the command line choose parts: `throughput`,
-//! `wan`, `latency`, `memory`, `ha`; `rounds=N`, `seconds=N`, `agents=N` change how long it takes.
+//! `ETUN_BENCH_KONNECTIVITY` names the folder of its programs, rathole where `ETUN_BENCH_RATHOLE` names its program. Words
+//! on the command line choose parts: `throughput`, `wan`, `latency`, `memory`, `ha`; `rounds=N`, `seconds=N`, `agents=N`
+//! change how long it takes.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +28,8 @@ mod replicas;
 mod wan;
 
 use common::World;
-use peers::{Subject, Which};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use peers::{Stream, Subject, Which};
 use std::{
     sync::{
         Arc,
@@ -37,11 +39,14 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use wan::Wan;
+
+/// Where the peers' programs are: a folder, a file.
+const KONNECTIVITY: &str = "ETUN_BENCH_KONNECTIVITY";
+const RATHOLE: &str = "ETUN_BENCH_RATHOLE";
 
 struct Options {
     words: Vec<String>,
@@ -61,6 +66,9 @@ impl Options {
 }
 
 fn main() {
+    // Thousands of agents and streams. Those that are started here inherit it.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     if let Ok(role) = std::env::var("ETUN_BENCH_ROLE") {
         return peers::play(&role);
     }
@@ -68,9 +76,12 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         println!(
-            "{:56} {:>9} {:>12} {:>9} {:>10} {:>12}  goal",
-            "", "floor", "konnectivity", "ours", "to floor", "to konn."
+            "{:56} {:>9} {:>12} {:>9} {:>9} {:>10} {:>9} {:>11}  goal",
+            "", "floor", "konnectivity", "rathole", "ours", "to floor", "to konn.", "to rathole"
         );
+        if ["throughput", "latency", "wan", "memory"].iter().any(|part| options.part(part)) {
+            who();
+        }
         if options.part("throughput") {
             throughput(&options, Duration::ZERO, 0).await;
         }
@@ -92,9 +103,23 @@ fn main() {
     });
 }
 
+/// Says which peers take part, and how.
+fn who() {
+    for (variable, name) in [(KONNECTIVITY, "konnectivity"), (RATHOLE, "rathole")] {
+        if std::env::var_os(variable).is_none() {
+            println!("{name} does not take part: {variable} is not set (scripts/bench.sh sets it)");
+        }
+    }
+    if std::env::var_os(RATHOLE).is_some() {
+        println!(
+            "rathole: its TLS is OpenSSL's, without client certificates (agents show a token); callers come by TCP"
+        );
+    }
+}
+
 /// Figures of one row, by [`Which`].
 #[derive(Default, Clone)]
-struct Row([Vec<f64>; 3]);
+struct Row([Vec<f64>; 4]);
 
 impl Row {
     fn add(&mut self, which: Which, figure: f64) {
@@ -107,16 +132,21 @@ impl Row {
             sorted.sort_by(f64::total_cmp);
             sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
         };
-        let [floor, konnectivity, ours] = [0, 1, 2].map(|which: usize| median(&self.0[which]));
-        let (to_floor, to_konnectivity) = (ours / floor, ours / konnectivity);
+        let [floor, konnectivity, rathole, ours] = self.0.each_ref().map(median);
+        let [to_floor, to_konnectivity, to_rathole] = [floor, konnectivity, rathole].map(|peer| ours / peer);
         println!(
-            "{name:56} {floor:9.3} {konnectivity:12.3} {ours:9.3} {to_floor:10.2} {to_konnectivity:12.2}  {goal}"
+            "{name:56} {floor:9.3} {konnectivity:12.3} {rathole:9.3} {ours:9.3} {to_floor:10.2} {to_konnectivity:9.2} {to_rathole:11.2}  {goal}"
         );
     }
 }
 
+/// A row of ours alone.
+fn ours(name: &str, figure: f64, goal: &str) {
+    println!("{name:56} {:>32} {figure:9.3} {:>32}  {goal}", "", "");
+}
+
 /// A stream, and what it shall be.
-async fn open(subject: &Subject, what: u8) -> UnixStream {
+async fn open(subject: &Subject, what: u8) -> Stream {
     let mut stream = subject.connect().await.unwrap();
     stream.write_all(&[what]).await.unwrap();
     stream
@@ -125,8 +155,11 @@ async fn open(subject: &Subject, what: u8) -> UnixStream {
 /// All that take part, on one WAN.
 async fn subjects(world: &World, wan: &Wan) -> Vec<Subject> {
     let mut all = vec![Subject::floor(world, wan).await, Subject::ours(world, wan).await];
-    if let Some(dir) = std::env::var_os("ETUN_BENCH_KONNECTIVITY") {
+    if let Some(dir) = std::env::var_os(KONNECTIVITY) {
         all.push(Subject::konnectivity(world, wan, dir.as_ref()).await);
+    }
+    if let Some(program) = std::env::var_os(RATHOLE) {
+        all.push(Subject::rathole(world, wan, program.to_str().unwrap()).await);
     }
     all
 }
@@ -326,7 +359,6 @@ async fn memory(options: &Options) {
     for (row, (name, goal)) in rows.iter().zip(names) {
         row.print(name, goal);
     }
-    let ours = |name: &str, figure: f64, goal: &str| println!("{name:56} {:>22} {figure:9.1}  {goal}", "");
     let subject = Subject::crowd(&world, &wan, agents).await;
     let memory = subject.memory()[0];
     ours(&format!("server with {agents} idle agents, MiB"), memory / 1024.0 / 1024.0, "<= 500 at 10000");

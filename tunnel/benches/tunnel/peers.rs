@@ -1,19 +1,23 @@
-//! The programs that are measured: ours, and the relay that is the floor, each as a process at either end.
+//! The programs that are measured: ours, its peers, and the relay that is the floor, each as a process at either end.
 
 use crate::{common::*, wan::*};
 use std::{
     fs,
+    net::SocketAddr,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream},
+    sync::mpsc,
     time::sleep,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::either::Either;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_edge-tunnel");
 
@@ -21,18 +25,32 @@ const BINARY: &str = env!("CARGO_BIN_EXE_edge-tunnel");
 pub enum Which {
     Floor,
     Konnectivity,
+    Rathole,
     Ours,
 }
+
+/// So many agents are in one process: each has two files open, and a process may often have 20,000.
+const CROWD: usize = 5000;
 
 /// The kubelet, for those who know nodes by their names.
 const NODE: &str = "node1:10250";
 
-/// A way from a unix socket in the cloud to the kubelet at the edge.
+/// A connection to the kubelet, as its caller sees it.
+pub type Stream = Either<UnixStream, TcpStream>;
+
+/// Where callers come in.
+enum Entry {
+    /// A unix socket that takes CONNECT, and what to ask for.
+    Connect { socket: PathBuf, target: &'static str },
+    /// A port of the cloud's loopback that stands for the kubelet's. Sockets belong to the namespace that they were made
+    /// in: some are always ready, so that nobody measures how they are made.
+    Port { address: SocketAddr, sockets: Mutex<mpsc::Receiver<TcpSocket>> },
+}
+
+/// A way from a caller in the cloud to the kubelet at the edge.
 pub struct Subject {
     pub which: Which,
-    pub socket: PathBuf,
-    /// What a CONNECT asks for.
-    target: &'static str,
+    entry: Entry,
     /// At the server's end, at the agent's end, and the kubelet.
     processes: Vec<Child>,
 }
@@ -61,7 +79,8 @@ impl Subject {
             role(wan, "edge", "far", &[dir]),
             role(wan, "edge", "kubelet", &[]),
         ];
-        let subject = Self { which: Which::Floor, socket, target: NODE, processes };
+        let entry = Entry::Connect { socket, target: NODE };
+        let subject = Self { which: Which::Floor, entry, processes };
         subject.wait().await;
         subject
     }
@@ -76,7 +95,7 @@ impl Subject {
         let socket = world.dir.path().join("egress.sock");
         let server = server(world, wan, &socket);
         let processes = vec![server, agent.spawn().unwrap(), role(wan, "edge", "kubelet", &[])];
-        let subject = Self { which: Which::Ours, socket, target: NODE, processes };
+        let subject = Self { which: Which::Ours, entry: Entry::Connect { socket, target: NODE }, processes };
         subject.wait().await;
         subject
     }
@@ -102,21 +121,68 @@ impl Subject {
         agent.arg("--ca-cert").arg(world.pki.ca("server")).stdout(log()).stderr(log());
         let kubelet = role(wan, "edge", "kubelet", &[]);
         let processes = vec![server.spawn().unwrap(), agent.spawn().unwrap(), kubelet];
-        let subject = Self { which: Which::Konnectivity, socket, target: "127.0.0.1:10250", processes };
+        let entry = Entry::Connect { socket, target: "127.0.0.1:10250" };
+        let subject = Self { which: Which::Konnectivity, entry, processes };
         subject.wait().await;
         subject
     }
 
-    /// A server and many agents, all of which are in one process.
+    /// rathole with TLS, as its README sets it up. It knows no CONNECT: a service of the kubelet has a port in the cloud.
+    pub async fn rathole(world: &World, wan: &Wan, program: &str) -> Self {
+        let file = |name: &str| world.dir.path().join(name);
+        let pair = world.pki.pair("server");
+        let identity = file("rathole.p12");
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.args(["pkcs12", "-export", "-passout", "pass:bench", "-in"]).arg(pair.cert);
+        openssl.arg("-inkey").arg(pair.key).arg("-out").arg(&identity);
+        assert!(openssl.status().unwrap().success());
+        let address = "127.0.0.1:10249".parse().unwrap();
+        let server = format!(
+            "[server]\nbind_addr = \"10.0.0.1:2333\"\ndefault_token = \"bench\"\n\
+             [server.transport]\ntype = \"tls\"\n\
+             [server.transport.tls]\npkcs12 = {identity:?}\npkcs12_password = \"bench\"\n\
+             [server.services.kubelet]\nbind_addr = \"{address}\"\n"
+        );
+        let agent = format!(
+            "[client]\nremote_addr = \"10.0.0.1:2333\"\ndefault_token = \"bench\"\n\
+             [client.transport]\ntype = \"tls\"\n\
+             [client.transport.tls]\nhostname = \"server.test\"\ntrusted_root = {:?}\n\
+             [client.services.kubelet]\nlocal_addr = \"127.0.0.1:10250\"\n",
+            world.pki.ca("server")
+        );
+        let start = |side: &str, option: &str, name: &str, config: String| {
+            fs::write(file(name), config).unwrap();
+            let mut command = wan.command(side, program);
+            command.arg(option).arg(file(name)).stdout(log()).stderr(log()).spawn().unwrap()
+        };
+        let processes = vec![
+            start("cloud", "--server", "rathole-server.toml", server),
+            start("edge", "--client", "rathole-client.toml", agent),
+            role(wan, "edge", "kubelet", &[]),
+        ];
+        let (ready, sockets) = mpsc::channel(64);
+        // It ends when the subject does.
+        wan.inside("cloud", move || while ready.blocking_send(TcpSocket::new_v4().unwrap()).is_ok() {});
+        let entry = Entry::Port { address, sockets: Mutex::new(sockets) };
+        let subject = Self { which: Which::Rathole, entry, processes };
+        subject.wait().await;
+        subject
+    }
+
+    /// A server and many agents, which are in few processes.
     pub async fn crowd(world: &World, wan: &Wan, agents: usize) -> Self {
         for agent in 0..agents {
             world.pki.node(&format!("n{agent}"));
         }
         let socket = world.dir.path().join("egress.sock");
         let dir = world.dir.path().to_str().unwrap();
-        let processes =
-            vec![server(world, wan, &socket), role(wan, "edge", "agents", &[dir, &agents.to_string()])];
-        let subject = Self { which: Which::Ours, socket, target: NODE, processes };
+        let mut processes = vec![server(world, wan, &socket)];
+        for first in (0..agents).step_by(CROWD) {
+            let end = agents.min(first + CROWD);
+            processes.push(role(wan, "edge", "agents", &[dir, &first.to_string(), &end.to_string()]));
+        }
+        let entry = Entry::Connect { socket, target: NODE };
+        let subject = Self { which: Which::Ours, entry, processes };
         subject.all(wan, agents).await;
         sleep(Duration::from_secs(5)).await;
         subject
@@ -127,7 +193,8 @@ impl Subject {
         let _ = self.processes[0].kill();
         let _ = self.processes[0].wait();
         sleep(Duration::from_secs(1)).await;
-        self.processes[0] = server(world, wan, &self.socket);
+        let Entry::Connect { socket, .. } = &self.entry else { unreachable!("ours takes CONNECT") };
+        self.processes[0] = server(world, wan, socket);
         let start = Instant::now();
         self.all(wan, agents).await;
         (self, start.elapsed().as_secs_f64())
@@ -135,6 +202,7 @@ impl Subject {
 
     /// Waits until so many agents are connected.
     async fn all(&self, wan: &Wan, agents: usize) {
+        let start = Instant::now();
         loop {
             let output =
                 wan.command("cloud", "curl").args(["-s", "http://127.0.0.1:10267/metrics"]).output().unwrap();
@@ -142,6 +210,8 @@ impl Subject {
             if text.lines().any(|line| line == format!("edge_tunnel_sessions {agents}")) {
                 return;
             }
+            let sessions = text.lines().find(|line| line.starts_with("edge_tunnel_sessions "));
+            assert!(start.elapsed() < Duration::from_secs(300), "not {agents} agents: {sessions:?}");
             sleep(Duration::from_millis(100)).await;
         }
     }
@@ -156,9 +226,20 @@ impl Subject {
     }
 
     /// A new connection to the kubelet.
-    pub async fn connect(&self) -> Result<UnixStream, String> {
-        let mut stream = UnixStream::connect(&self.socket).await.map_err(|error| error.to_string())?;
-        ask(&mut stream, self.target).await.map(|()| stream)
+    pub async fn connect(&self) -> Result<Stream, String> {
+        match &self.entry {
+            Entry::Connect { socket, target } => {
+                let mut stream = UnixStream::connect(socket).await.map_err(|error| error.to_string())?;
+                ask(&mut stream, target).await.map(|()| Either::Left(stream))
+            }
+            Entry::Port { address, sockets } => {
+                let next = std::future::poll_fn(|context| sockets.lock().unwrap().poll_recv(context));
+                let stream =
+                    next.await.unwrap().connect(*address).await.map_err(|error| error.to_string())?;
+                stream.set_nodelay(true).map_err(|error| error.to_string())?;
+                Ok(Either::Right(stream))
+            }
+        }
     }
 
     async fn works(&self) -> bool {
@@ -212,7 +293,7 @@ pub fn play(role: &str) {
             "kubelet" => kubelet().await,
             "near" => near(Path::new(&words[0]), &words[1]).await,
             "far" => far(Path::new(&words[0])).await,
-            _ => agents(Path::new(&words[0]), words[1].parse().unwrap()).await,
+            _ => agents(Path::new(&words[0]), words[1].parse().unwrap()..words[2].parse().unwrap()).await,
         }
     });
 }
@@ -306,7 +387,7 @@ async fn far(dir: &Path) {
 }
 
 /// Many agents in one process.
-async fn agents(dir: &Path, count: usize) {
+async fn agents(dir: &Path, numbers: Range<usize>) {
     let config = |node: String| tunnel::config::agent::AgentConfig {
         servers: vec![("10.0.0.1:8443".parse().unwrap(), "server.test".try_into().unwrap())],
         server_ca: dir.join("server-ca.pem"),
@@ -321,7 +402,7 @@ async fn agents(dir: &Path, count: usize) {
         drain: Duration::from_secs(1),
         log_format: tunnel::config::LogFormat::Text,
     };
-    let agents: Vec<_> = (0..count).map(|agent| spawn_agent(config(format!("n{agent}")))).collect();
+    let agents: Vec<_> = numbers.map(|agent| spawn_agent(config(format!("n{agent}")))).collect();
     std::future::pending::<()>().await;
     drop(agents);
 }
