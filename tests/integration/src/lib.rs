@@ -19,6 +19,7 @@
 )]
 
 pub mod apps;
+pub mod balance;
 pub mod cluster;
 pub mod cnitool;
 pub mod containerd;

@@ -22,6 +22,8 @@ pub enum Usage {
     Client,
     /// One who listens.
     Server,
+    /// One who does both: replicas talk to each other.
+    Both,
 }
 
 /// Whose certificate it is.
@@ -80,6 +82,7 @@ impl Authority {
             match usage {
                 Usage::Client => "extendedKeyUsage=clientAuth",
                 Usage::Server => "extendedKeyUsage=serverAuth",
+                Usage::Both => "extendedKeyUsage=serverAuth,clientAuth",
             },
         ]);
         if !names.is_empty() {

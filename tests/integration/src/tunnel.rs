@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 
 /// The server, and each agent, among their host's daemons.
@@ -27,6 +28,8 @@ pub enum Egress {
     Socket,
     /// By TCP and mTLS.
     Tcp,
+    /// The same, and whoever brings the cluster up starts the servers there: several of [`server`], behind a load balancer.
+    Several,
 }
 
 impl FromStr for Egress {
@@ -46,7 +49,7 @@ fn egress_configuration(egress: Egress, dir: &Path) -> Result<String> {
     let pki = |file: &str| dir.join("pki").join(file).display().to_string();
     let (mut text, places) = match egress {
         Egress::Socket => (EGRESS_UDS.to_owned(), vec![("/run/edge-tunnel/egress.sock", socket(dir))]),
-        Egress::Tcp => (
+        Egress::Tcp | Egress::Several => (
             EGRESS_TCP.to_owned(),
             vec![
                 ("https://edge-tunnel.example.com:8131", format!("https://{CLOUD}:8131")),
@@ -69,7 +72,7 @@ fn socket(dir: &Path) -> String {
     dir.join("edge-tunnel.sock").display().to_string()
 }
 
-/// Starts the server; gives the configuration that sends the API server's connections to nodes through it. The API need not be there yet.
+/// Makes what the server needs and, unless there will be several, starts it; gives the configuration that sends the API server's connections to nodes through it. The API need not be there yet.
 pub fn start_server(
     cloud: &Host,
     dir: &Path,
@@ -80,7 +83,7 @@ pub fn start_server(
     let pki = dir.join("pki");
     let ca = Authority::open(&pki, "ca");
     let own = CLOUD.to_string();
-    ca.leaf(&pki, "edge-tunnel-server", Subject::new("edge-tunnel", None), Usage::Server, &[&own])?;
+    ca.leaf(&pki, "edge-tunnel-server", Subject::new("edge-tunnel", None), Usage::Both, &[&own])?;
     ca.leaf(&pki, "edge-tunnel-caller", Subject::new("edge-tunnel-caller", None), Usage::Client, &[])?;
     ca.leaf(&pki, "edge-tunnel", Subject::new("edge-tunnel", None), Usage::Client, &[])?;
     let user = pki.join("edge-tunnel.kubeconfig");
@@ -90,26 +93,35 @@ pub fn start_server(
         cloud.sh(&format!("echo '192.0.2.1 {node}' >>/etc/hosts"))?;
     }
 
-    let file = |name: &str| pki.join(name).display().to_string();
-    let mut server = cloud.command(tools::edge_tunnel()?)?;
-    server.args(["server", "--listen=:8443", "--direct-nodes=node-role.kubernetes.io/cloud"]);
-    server.arg("--direct-cidr=10.10.0.0/24");
-    server.arg(format!("--tls-cert={}", file("edge-tunnel-server.crt")));
-    server.arg(format!("--tls-key={}", file("edge-tunnel-server.key")));
-    server.arg(format!("--agent-ca={}", file("ca.crt")));
-    server.arg(format!("--kubeconfig={}", user.display()));
-    match egress {
-        Egress::Socket => drop(server.arg(format!("--egress-socket={}", socket(dir)))),
-        Egress::Tcp => {
-            server.args(["--egress-listen=:8131", "--caller-name=edge-tunnel-caller"]);
-            server.arg(format!("--caller-ca={}", file("ca.crt")));
-        }
+    let listen = match egress {
+        Egress::Socket => Some(format!("--egress-socket={}", socket(dir))),
+        Egress::Tcp => Some("--egress-listen=:8131".to_owned()),
+        Egress::Several => None,
+    };
+    if let Some(listen) = listen {
+        let mut server = server(cloud, dir, egress)?;
+        server.args(["--listen=:8443", &listen]);
+        control_plane.daemons.start(DAEMON, server)?;
     }
-    control_plane.daemons.start(DAEMON, server)?;
     let config = dir.join("egress.yaml");
     fs::write(&config, egress_configuration(egress, dir)?)
         .with_context(|| format!("cannot write {config:?}"))?;
     Ok(config)
+}
+
+/// A server in the cloud, with all but where it listens.
+pub fn server(cloud: &Host, dir: &Path, egress: Egress) -> Result<Command> {
+    let file = |name: &str| dir.join("pki").join(name).display().to_string();
+    let mut server = cloud.command(tools::edge_tunnel()?)?;
+    server.args(["server", "--direct-nodes=node-role.kubernetes.io/cloud", "--direct-cidr=10.10.0.0/24"]);
+    server.arg(format!("--tls-cert={}", file("edge-tunnel-server.crt")));
+    server.arg(format!("--tls-key={}", file("edge-tunnel-server.key")));
+    server.arg(format!("--agent-ca={}", file("ca.crt")));
+    server.arg(format!("--kubeconfig={}", file("edge-tunnel.kubeconfig")));
+    if egress != Egress::Socket {
+        server.arg("--caller-name=edge-tunnel-caller").arg(format!("--caller-ca={}", file("ca.crt")));
+    }
+    Ok(server)
 }
 
 /// Lets the server see Nodes, by the shipped ClusterRole.

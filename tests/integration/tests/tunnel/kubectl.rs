@@ -15,19 +15,20 @@ use std::time::{Duration, Instant};
 /// What `kubectl cp` moves, bytes.
 const BLOB: usize = 200_000_000;
 
-fn command(cluster: &Cluster) -> Command {
+pub fn command(cluster: &Cluster) -> Command {
     cluster.control_plane().kubectl_command(&cluster.network().cloud).unwrap()
 }
 
 /// kubectl while it runs, its output so far, and its stdin. Killed when it is dropped.
-struct Talk {
+pub struct Talk {
     child: Child,
     stdin: Option<ChildStdin>,
     said: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Talk {
-    fn start(command: &mut Command) -> Self {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> Self {
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         // What script(1) starts is in its group, and ends with it.
         let mut child = pipes.process_group(0).spawn().unwrap();
@@ -45,7 +46,8 @@ impl Talk {
         Self { stdin: child.stdin.take(), child, said }
     }
 
-    fn said(&self) -> String {
+    /// What it has said so far.
+    pub fn said(&self) -> String {
         String::from_utf8_lossy(&self.said.lock().unwrap()).into_owned()
     }
 
@@ -54,13 +56,13 @@ impl Talk {
     }
 
     /// Waits until it has said this.
-    fn hears(&self, text: &str) {
+    pub fn hears(&self, text: &str) {
         let heard = wait_until(text, COMMAND_LIMIT, || self.said().contains(text));
         assert!(heard.is_ok(), "it never said {text:?}, but {:?}", self.said());
     }
 
     /// Waits for its end; whether it succeeded.
-    fn ends(&mut self, limit: Duration) -> bool {
+    pub fn ends(&mut self, limit: Duration) -> bool {
         wait_for("the end of kubectl", limit, || Ok(self.child.try_wait()?)).unwrap().success()
     }
 }

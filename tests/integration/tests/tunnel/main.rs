@@ -9,6 +9,7 @@
 
 mod kubectl;
 mod neighbours;
+mod replicas;
 
 use integration::cluster::Cluster;
 use integration::exec::{COMMAND_LIMIT, run, wait_for};
@@ -34,11 +35,16 @@ fn up(options: Options) -> Cluster {
     let nodes = options.nodes;
     let cluster = Cluster::up(options).unwrap();
     for node in (1..=nodes).map(|i| format!("node{i}")) {
-        cluster.apply(&pod(&node, &node, integration::apps::WEB, &json!({}))).unwrap();
-        cluster.wait_pod("default", &node).unwrap();
-        answers(&cluster, &node);
+        serves(&cluster, &node);
     }
     cluster
+}
+
+/// A pod on this node, called like it, runs and is reached.
+fn serves(cluster: &Cluster, node: &str) {
+    cluster.apply(&pod(node, node, integration::apps::WEB, &json!({}))).unwrap();
+    cluster.wait_pod("default", node).unwrap();
+    answers(cluster, node);
 }
 
 /// `kubectl exec` into the pod of that name gets the right machine.
@@ -124,7 +130,13 @@ fn shipped_manifests_are_accepted(cluster: &Cluster) {
     cluster
         .apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "edge-tunnel"}}))
         .unwrap();
-    for (file, objects) in [("server.yaml", 8), ("agent.yaml", 4), ("server-static-pod.yaml", 1)] {
+    for (file, objects) in [
+        ("server.yaml", 9),
+        ("agent.yaml", 4),
+        ("server-static-pod.yaml", 1),
+        ("scrapers.yaml", 3),
+        ("coredns.yaml", 1),
+    ] {
         let text = std::fs::read(conf.join(file)).unwrap();
         let mut apply = cluster.control_plane().kubectl_command(&cluster.network().cloud).unwrap();
         apply.args(["apply", "--dry-run=server", "--validate=strict", "-f", "-"]);

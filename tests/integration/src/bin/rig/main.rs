@@ -10,9 +10,10 @@ use arguments::{Request, parse};
 use integration::cluster::{Cluster, rigs_dir};
 use integration::host::Host;
 use integration::sweep::{RIGS, sweep, sweep_killed_tests};
-use integration::{enter, host_init, tools, wan};
+use integration::{balance, enter, host_init, tools, wan};
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -88,6 +89,7 @@ fn run_inner(words: &[String]) -> Result<Option<u8>> {
             return Ok(Some(u8::try_from(code).unwrap_or(u8::MAX)));
         }
         ["wan", near, far, wan] => wan::forward(near, far, serde_json::from_str(wan)?)?,
+        ["balance", listen, behind] => balance::serve(listen.parse()?, Path::new(behind))?,
         // For the test that kills the maker of a host.
         ["hold-host"] => {
             let host = Host::new("held")?;
