@@ -27,7 +27,12 @@ use crate::{
 use board::Board;
 use keeper::Keeper;
 use monitor::Monitor;
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
@@ -58,7 +63,7 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
     let cni_cache = flags.cni_cache_dir.clone();
     let cleared = tokio::task::spawn_blocking(move || result_cache::clear(&cni_cache));
     let mut keeper = tokio::select! {
-        keeper = Keeper::start(flags, host_name(), run_dir, board) => keeper?,
+        keeper = Keeper::start(flags, host_name(), run_dir, Arc::clone(&board)) => keeper?,
         () = stop.asked() => return Ok(()),
     };
     // The kubelet is ordered after READY, and its runtime gets past no unreadable record. A disk that hangs holds nobody up.
@@ -98,6 +103,7 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
             }
             _ = tick.tick() => keeper.tick(&again),
         }
+        board.turned(Instant::now());
         let now = keeper.status();
         if status != now {
             systemd::notify(&format!("STATUS={now}"));
@@ -109,8 +115,8 @@ pub async fn run(flags: Flags, run_dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn far_away() -> std::time::Instant {
-    std::time::Instant::now() + Duration::from_secs(3600)
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
 }
 
 /// SIGTERM and SIGINT.

@@ -13,7 +13,13 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -99,11 +105,8 @@ fn answer(method: &Method, path: &str, board: &Board) -> Response<Full<Bytes>> {
         _ if !matches!(*method, Method::GET | Method::HEAD) => {
             (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned())
         }
-        "/healthz" => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        "/readyz" => match board.not_ready() {
-            None => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
-        },
+        "/healthz" => yes_unless(board.hangs(Instant::now())),
+        "/readyz" => yes_unless(board.hangs(Instant::now()).or_else(|| board.not_ready())),
         "/metrics" => (StatusCode::OK, METRICS, board.metrics()),
         _ => (StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n".to_owned()),
     };
@@ -111,6 +114,13 @@ fn answer(method: &Method, path: &str, board: &Board) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
+}
+
+fn yes_unless(why: Option<String>) -> (StatusCode, &'static str, String) {
+    match why {
+        None => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+    }
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -130,6 +140,11 @@ mod tests {
         board.set_not_ready(None);
         assert_eq!(status("/readyz"), 200);
         assert_eq!(answer(&Method::POST, "/healthz", &board).status().as_u16(), 405);
+        // This thread goes on answering when the loop does not.
+        board.turned(Instant::now().checked_sub(Duration::from_secs(61)).unwrap());
+        assert_eq!((status("/healthz"), status("/readyz")), (503, 503));
+        board.turned(Instant::now());
+        assert_eq!((status("/healthz"), status("/readyz")), (200, 200));
     }
 
     #[tokio::test]

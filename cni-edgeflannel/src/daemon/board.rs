@@ -13,10 +13,14 @@ use std::{
 /// The upper bounds of the histogram's buckets, in seconds.
 const BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5];
 
+/// The loop turns every few seconds. One that has not for so long hangs, on a disk or in the kernel.
+const HANGS: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Board {
     state: Mutex<State>,
+    turned: Mutex<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +39,10 @@ struct State {
 impl Default for Board {
     fn default() -> Self {
         let not_ready = Some("nothing has been restored yet".to_owned());
-        Self { state: Mutex::new(State { not_ready, ..State::default() }) }
+        Self {
+            state: Mutex::new(State { not_ready, ..State::default() }),
+            turned: Mutex::new(Instant::now()),
+        }
     }
 }
 
@@ -43,6 +50,19 @@ impl Board {
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain numbers: a panic elsewhere cannot have left them half-written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loop has come round.
+    pub fn turned(&self, now: Instant) {
+        *self.turned.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Why /healthz says no; `None` is yes.
+    #[must_use]
+    pub fn hangs(&self, now: Instant) -> Option<String> {
+        let turned = *self.turned.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = now.saturating_duration_since(turned);
+        (since > HANGS).then(|| format!("the daemon's loop has not come round for {} s", since.as_secs()))
     }
 
     /// Why /readyz says no; `None` is yes.
