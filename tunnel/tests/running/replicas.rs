@@ -271,7 +271,8 @@ impl Cloud {
                 let kubelet = serve(move |mut socket| async move {
                     use tokio::io::{AsyncReadExt, AsyncWriteExt};
                     let _ = socket.write_all(word).await;
-                    let _ = socket.read(&mut [0]).await;
+                    // All of what the caller says: closing before would be a reset, which may overtake the word.
+                    let _ = socket.read_exact(&mut [0; 5]).await;
                 })
                 .await;
                 let _agent = spawn_agent(tunnel::config::agent::AgentConfig { kubelet, ..config });
