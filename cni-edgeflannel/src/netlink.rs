@@ -75,6 +75,22 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// What was to be removed may be gone already.
+///
+/// # Errors
+/// Every other refusal.
+pub fn fine_if_gone(done: Result<(), Error>) -> Result<(), Error> {
+    done.or_else(|e| if e.is_gone() { Ok(()) } else { Err(e) })
+}
+
+/// What was to be made may be there already.
+///
+/// # Errors
+/// Every other refusal.
+pub fn fine_if_there(done: Result<(), Error>) -> Result<(), Error> {
+    done.or_else(|e| if e.is_there() { Ok(()) } else { Err(e) })
+}
+
 /// A device as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {

@@ -7,7 +7,7 @@ use super::{
     step::Step,
 };
 use crate::{
-    netlink::{self, Netlink, ethtool::Ethtool},
+    netlink::{self, Netlink, ethtool::Ethtool, fine_if_gone, fine_if_there},
     nft::Nft,
     record::{Family, NodeRecord, PerFamily},
     subnet_env,
@@ -306,20 +306,6 @@ fn put_chain(chain: &crate::nft::Chain) -> Result<(), Error> {
         })
     });
     put.map_err(failed(&format!("put chain {} into nftables", chain.name)))
-}
-
-fn fine_if_gone(done: Result<(), netlink::Error>) -> Result<(), Error> {
-    match done {
-        Err(e) if !e.is_gone() => Err(e.into()),
-        _ => Ok(()),
-    }
-}
-
-fn fine_if_there(done: Result<(), netlink::Error>) -> Result<(), Error> {
-    match done {
-        Err(e) if !e.is_there() => Err(e.into()),
-        _ => Ok(()),
-    }
 }
 
 /// Others' chains that drop what the overlay forwards, each said with what to do. Nothing when nftables cannot be

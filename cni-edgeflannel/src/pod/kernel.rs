@@ -7,7 +7,7 @@ use super::{
     wanted::Wanted,
 };
 use crate::{
-    netlink::{self, Netlink},
+    netlink::{self, Netlink, fine_if_gone, fine_if_there},
     netns::Netns,
     nft::Nft,
     sysctl::Sysctl,
@@ -175,7 +175,7 @@ impl Kernel {
 
     fn take_back(&self, undo: &Undo, wanted: &Wanted) {
         let taken_back = match undo {
-            Undo::DeleteVeth(name) => fine_if_gone(self.node.delete_link(name)),
+            Undo::DeleteVeth(name) => fine_if_gone(self.node.delete_link(name)).map_err(Error::from),
             Undo::Attach(former) => self.attach(former, wanted),
         };
         if let Err(error) = taken_back {
@@ -242,20 +242,6 @@ fn known(number: &Cell<Option<u32>>, side: &Netlink, name: &str) -> Result<u32, 
     let link = side.link(name)?.ok_or_else(|| Error(format!("device {name} has vanished")))?;
     number.set(Some(link.index));
     Ok(link.index)
-}
-
-fn fine_if_gone(done: Result<(), netlink::Error>) -> Result<(), Error> {
-    match done {
-        Err(e) if !e.is_gone() => Err(e.into()),
-        _ => Ok(()),
-    }
-}
-
-fn fine_if_there(done: Result<(), netlink::Error>) -> Result<(), Error> {
-    match done {
-        Err(e) if !e.is_there() => Err(e.into()),
-        _ => Ok(()),
-    }
 }
 
 /// Whether the kernel passes bridged packets to netfilter, without which a pod cannot reach a service whose

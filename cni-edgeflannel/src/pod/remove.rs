@@ -4,7 +4,7 @@
 
 use super::{kernel::Error, names};
 use crate::{
-    netlink::{Kind, Link, Netlink},
+    netlink::{Kind, Link, Netlink, fine_if_gone},
     netns::Netns,
 };
 use cni::{AttachmentId, NetworkName};
@@ -52,10 +52,7 @@ fn stranger(node: &Netlink, at: &AttachmentId, bridge: &str, netns: Option<&Path
         return Ok(());
     }
     info!("{} was not made by us: deleted from inside the pod", host.name);
-    match pod.delete_link(ifname) {
-        Err(e) if !e.is_gone() => Err(e.into()),
-        _ => Ok(()),
-    }
+    Ok(fine_if_gone(pod.delete_link(ifname))?)
 }
 
 /// Deletes the veths of this network's attachments that are not in `valid`. The alias says whose a veth is.
@@ -73,11 +70,8 @@ pub fn all_but(network: &NetworkName, valid: &[AttachmentId]) -> Result<(), Erro
             continue;
         }
         warn!("{}: the runtime does not know container {} any more: deleted", link.name, at.container_id);
-        match node.delete_link(&link.name) {
-            Err(e) if !e.is_gone() => {
-                failure.get_or_insert(e);
-            }
-            _ => {}
+        if let Err(e) = fine_if_gone(node.delete_link(&link.name)) {
+            failure.get_or_insert(e);
         }
     }
     failure.map_or(Ok(()), |e| Err(e.into()))
