@@ -52,19 +52,12 @@ pub fn clear(cache_dir: &Path) -> Vec<PathBuf> {
     let mut removed: Vec<PathBuf> = old.iter().filter_map(remove).collect();
     if !young.is_empty() {
         thread::sleep(WRITTEN_WITHIN);
-        let still = unreadable(&dir);
-        let unchanged =
-            |file: &&Unreadable| still.iter().any(|again| again.path == file.path && again.same_as(file));
-        removed.extend(young.iter().filter(unchanged).filter_map(remove));
+        removed.extend(young.iter().filter_map(remove));
     }
     removed
 }
 
 impl Unreadable {
-    fn same_as(&self, other: &Self) -> bool {
-        (self.bytes, self.modified) == (other.bytes, other.modified)
-    }
-
     /// Nobody has written to it since it was read.
     fn stands(&self) -> bool {
         fs::symlink_metadata(&self.path)
@@ -72,6 +65,7 @@ impl Unreadable {
     }
 }
 
+/// Unless it is being written, or was since it was read.
 fn remove(file: &Unreadable) -> Option<PathBuf> {
     if !file.stands() {
         return None;
